@@ -1,0 +1,173 @@
+"""What an edit is: a prompt, filled in with its subject, is to be answered with a new target.
+
+Text is never formatted, only "{}" is replaced: real records hold stray braces.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+PROBE_KINDS = ("other_subject", "same_subject")
+
+
+class RequestError(ValueError):
+    """A request that cannot be edited, in one line: file, record (from 1; its case_id), field, what to do."""
+
+    def __init__(
+        self, problem: str, field: str | None = None, case_id=None, record: int | None = None, file=None
+    ):
+        place = f"record {record}" if record is not None else ""
+        if case_id is not None:
+            place = f"{place or 'request'} (case_id {case_id})"
+        parts = [str(part) for part in (file, place, field) if part]
+        super().__init__(" ".join(": ".join([*parts, problem]).split()))
+        self.problem, self.field, self.case_id, self.record, self.file = problem, field, case_id, record, file
+
+
+def quoted(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def checked_text(value: object, field: str, advice: str, case_id=None) -> str:
+    if not isinstance(value, str):
+        raise RequestError(f"{quoted(value)} is not text; {advice}", field, case_id)
+    if not value.strip():
+        raise RequestError(f"it is empty; {advice}", field, case_id)
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A full prompt whose answer no edit may change; `kind` says whether it is about an edited subject.
+
+    Raises RequestError for text that is empty or no text, and for an unknown kind.
+    """
+
+    prompt: str
+    answer: str
+    kind: str = "other_subject"
+
+    def __post_init__(self):
+        checked_text(self.prompt, "locality prompt", "give the probe's full text")
+        answer = checked_text(self.answer, "locality answer", "give the answer that must not change")
+        object.__setattr__(self, "answer", answer.lstrip())
+        if self.kind not in PROBE_KINDS:
+            raise RequestError(f"{quoted(self.kind)} is unknown; use one of {PROBE_KINDS}", "locality kind")
+
+
+@dataclass(frozen=True, slots=True)
+class EditRequest:
+    """One edit. Raises RequestError at construction for what cannot be edited.
+
+    prompt, paraphrases: a template with one "{}" where the subject goes, or text in which the subject stands
+    (a paraphrase may lack it). target_new, target_true: the new and the old answer, without a leading space.
+    locality: probes. relation: the property edited, where known. superseded: a later request contradicts it.
+    """
+
+    subject: str
+    prompt: str
+    target_new: str
+    target_true: str | None = None
+    paraphrases: tuple[str, ...] = ()
+    locality: tuple[Probe, ...] = ()
+    case_id: int | str | None = None
+    relation: str | None = None
+    superseded: bool = False
+
+    def __post_init__(self):
+        self._check_labels()
+        checked_text(self.subject, "subject", "give the name the fact is about", self.case_id)
+        self._check_template(self.prompt, "prompt")
+        self.subject_span(self.text)
+        for field in ("paraphrases", "locality"):
+            if isinstance(getattr(self, field), str) or not isinstance(getattr(self, field), Sequence):
+                raise RequestError(f"{quoted(getattr(self, field))} is not a list", field, self.case_id)
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        for paraphrase in self.paraphrases:
+            self._check_template(paraphrase, "paraphrases")
+        for probe in self.locality:
+            if not isinstance(probe, Probe):
+                raise RequestError(f"{quoted(probe)} is not a Probe", "locality", self.case_id)
+        self._check_targets()
+
+    def _check_labels(self):
+        if isinstance(self.case_id, bool) or not isinstance(self.case_id, int | str | None):
+            raise RequestError(f"{quoted(self.case_id)} is neither a number nor text", "case_id")
+        if not isinstance(self.relation, str | None):
+            raise RequestError(f"{quoted(self.relation)} is not text; leave it out", "relation", self.case_id)
+        if not isinstance(self.superseded, bool):
+            raise RequestError(
+                f"{quoted(self.superseded)} is neither true nor false", "superseded", self.case_id
+            )
+
+    def _check_template(self, template: str, field: str):
+        checked_text(template, field, 'write it as text, with "{}" for the subject', self.case_id)
+        if template.count("{}") > 1:
+            problem = f'{quoted(template)} has more than one "{{}}"; leave one, for the subject'
+            raise RequestError(problem, field, self.case_id)
+
+    def _check_targets(self):
+        target = checked_text(self.target_new, "target_new", "give the new answer", self.case_id).lstrip()
+        object.__setattr__(self, "target_new", target)
+        if self.target_true is None:
+            return
+        true = checked_text(
+            self.target_true, "target_true", "give the old answer or leave it out", self.case_id
+        )
+        object.__setattr__(self, "target_true", true.lstrip())
+        if target.strip() == true.strip():
+            problem = f"{quoted(target)} is already the true answer; drop the record or change the target"
+            raise RequestError(problem, "target_new", self.case_id)
+
+    @property
+    def text(self) -> str:
+        """The prompt, with the subject filled in."""
+        return self.prompt.replace("{}", self.subject)
+
+    @property
+    def paraphrase_texts(self) -> tuple[str, ...]:
+        """The paraphrases, with the subject filled in."""
+        return tuple(paraphrase.replace("{}", self.subject) for paraphrase in self.paraphrases)
+
+    def subject_span(self, text: str) -> tuple[int, int]:
+        """Where the subject stands in `text`, as (start, end) in characters.
+
+        In a filled-in template, where its "{}" was; else the first exact occurrence, else the first that differs
+        in case only; of each, one that is a whole word comes first. Raises RequestError where there is none.
+        """
+        for template in (self.prompt, *self.paraphrases):
+            if "{}" in template and template.replace("{}", self.subject) == text:
+                start = template.index("{}")
+                return start, start + len(self.subject)
+        subject = re.escape(self.subject)
+        for flags in (re.NOFLAG, re.IGNORECASE):
+            for pattern in (rf"(?<!\w){subject}(?!\w)", subject):
+                if found := re.search(pattern, text, flags):
+                    return found.span()
+        problem = (
+            f'the subject {quoted(self.subject)} does not stand in {quoted(text)}; write it there, or "{{}}"'
+        )
+        raise RequestError(problem, "prompt", self.case_id)
+
+
+def mark_superseded(requests: Iterable[EditRequest]) -> list[EditRequest]:
+    """The same requests in order, `superseded` where a later one gives the same fact a different target.
+
+    The same fact: the same subject, and the same filled-in prompt or relation. Where no relation is known, the
+    old answer stands for it: ZsRE asks for one fact in several wordings.
+    """
+    later_targets: dict[tuple[str, str, str], set[str]] = {}
+    marked = []
+    for request in reversed(list(requests)):
+        facts = [("prompt", request.subject, request.text)]
+        if request.relation is not None:
+            facts.append(("relation", request.subject, request.relation))
+        elif request.target_true is not None:
+            facts.append(("true answer", request.subject, request.target_true.strip()))
+        target = request.target_new.strip()
+        contradicted = any(later_targets.get(fact, set()) - {target} for fact in facts)
+        marked.append(replace(request, superseded=True) if contradicted else request)
+        for fact in facts:
+            later_targets.setdefault(fact, set()).add(target)
+    return marked[::-1]
