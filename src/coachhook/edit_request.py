@@ -154,8 +154,8 @@ class EditRequest:
 def mark_superseded(requests: Iterable[EditRequest]) -> list[EditRequest]:
     """The same requests in order, `superseded` where a later one gives the same fact a different target.
 
-    The same fact: the same subject, and the same filled-in prompt or relation. Where no relation is known, the
-    old answer stands for it: ZsRE asks for one fact in several wordings.
+    The same fact: the same subject, and the same filled-in prompt or relation. Where no relation is known,
+    the old answer stands for it: ZsRE asks for one fact in several wordings.
     """
     later_targets: dict[tuple[str, str, str], set[str]] = {}
     marked = []

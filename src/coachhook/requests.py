@@ -38,8 +38,9 @@ def read_requests(
     our own schema, flat CounterFact (EasyEdit), CounterFact (ROME) or ZsRE (MEND).
 
     zsre_target: what ZsRE records are edited to, "alt" (the false answer, as EasyEdit does) or "answers" (the
-    first true one, as ROME does; then there is no target_true). The first bad record raises RequestError; given
-    a list `refused`, its error is appended there instead, and reading goes on. An unreadable file always raises.
+    first true one, as ROME does; then there is no target_true). The first bad record raises RequestError;
+    given a list `refused`, its error is appended there instead, and reading goes on. An unreadable file
+    always raises.
     """
     if zsre_target not in ("alt", "answers"):
         raise ValueError(f'zsre_target is {zsre_target!r}; use "alt" or "answers"')
