@@ -133,8 +133,8 @@ class EditRequest:
     def subject_span(self, text: str) -> tuple[int, int]:
         """Where the subject stands in `text`, as (start, end) in characters.
 
-        In a filled-in template, where its "{}" was; else the first exact occurrence, else the first that differs
-        in case only; of each, one that is a whole word comes first. Raises RequestError where there is none.
+        In a filled-in template, where its "{}" was; else the first exact occurrence, else the first one that
+        differs in case only. A whole word comes before a part of one. RequestError where there is none.
         """
         for template in (self.prompt, *self.paraphrases):
             if "{}" in template and template.replace("{}", self.subject) == text:
