@@ -1,0 +1,68 @@
+"""Digests of the code that a result was computed with, blind to comments and docstrings."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def code_digest(*modules: str, package: str = "coachhook") -> str:
+    """Digest of modules (`"stream"`, `"metrics.easyedit"`) of a package and of all that they import from it.
+
+    Only statements count: a comment, a docstring or the formatting changes nothing. Modules are found where Python
+    would import them from, and nothing is imported. Raises ModuleNotFoundError for a module that does not exist.
+    """
+    root = Path(importlib.util.find_spec(package).origin).parent
+    found: dict[str, str] = {}
+    pending = list(modules)
+    while pending:
+        name = pending.pop()
+        if name in found:
+            continue
+        path = _source(root, name)
+        if path is None:
+            raise ModuleNotFoundError(f"{package}.{name}: no such module under {root}")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        pending += [other for other in _imports(tree, package, name) if other and _source(root, other)]
+        found[name] = ast.dump(_without_docstrings(tree))
+    return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:16]
+
+
+def _source(root: Path, name: str) -> Path | None:
+    path = root.joinpath(*name.split("."))
+    candidates = (path.with_suffix(".py"), path / "__init__.py")
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _imports(tree: ast.Module, package: str, name: str) -> Iterator[str]:
+    """Names, relative to the package, that may be modules; the package's own `__init__` is not followed."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = f"{package}.{name}".split(".")[: -node.level]
+                base = ".".join(filter(None, [*parents, base]))
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        yield from (full.removeprefix(f"{package}.") for full in names if full.startswith(f"{package}."))
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [statement for statement in node.body if not _is_string(statement)]
+    return tree
+
+
+def _is_string(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
