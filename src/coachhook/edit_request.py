@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from coachhook.errors import CoachHookError
+
 PROBE_KINDS = ("other_subject", "same_subject")
 
 
-class RequestError(ValueError):
+class RequestError(CoachHookError, ValueError):
     """A request that cannot be edited, in one line: file, record (from 1; its case_id), field, what to do."""
 
     def __init__(

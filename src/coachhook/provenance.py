@@ -26,7 +26,8 @@ def code_digest(*modules: str, package: str = "coachhook") -> str:
         if path is None:
             raise ModuleNotFoundError(f"{package}.{name}: no such module under {root}")
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        pending += [other for other in _imports(tree, package, name) if other and _source(root, other)]
+        inside = f"{package}.{name}" if path.name == "__init__.py" else f"{package}.{name}".rpartition(".")[0]
+        pending += [other for other in _imports(tree, package, inside) if _source(root, other)]
         found[name] = ast.dump(_without_docstrings(tree))
     return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:16]
 
@@ -37,15 +38,18 @@ def _source(root: Path, name: str) -> Path | None:
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
-def _imports(tree: ast.Module, package: str, name: str) -> Iterator[str]:
-    """Names, relative to the package, that may be modules; the package's own `__init__` is not followed."""
+def _imports(tree: ast.Module, package: str, inside: str) -> Iterator[str]:
+    """Names, relative to the package, that may be modules; the package's own `__init__` is not followed.
+
+    inside: the package or subpackage that relative imports start from.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                parents = f"{package}.{name}".split(".")[: -node.level]
+                parents = inside.split(".")[: len(inside.split(".")) - node.level + 1]
                 base = ".".join(filter(None, [*parents, base]))
             names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
         else:

@@ -127,7 +127,7 @@ def load_study(name: str, config_dir: Path, schema_dir: Path) -> Study:
         streams |= drawn
         figures[figure] = tuple(drawn)
     for stream in streams.values():
-        _same_world(stream, models, datasets["datasets"], path)
+        _check_dataset(stream, models, datasets["datasets"], path)
     sources = {dataset: _source(dataset, datasets) for dataset in datasets["datasets"]}
     return Study(name, content["description"], streams, figures, models, sources)
 
@@ -143,10 +143,7 @@ def _read_models(config_dir: Path, schema_dir: Path, datasets, values) -> dict[s
     for name, entry in models.items():
         where = f"{path}: models.{name}"
         check(entry["editing"], values, f"{where}.editing")
-        if "world" in entry:
-            _known([entry["world"]], worlds, f"{where}.world", "world")
-        else:
-            _known([entry["dataset"]], datasets["datasets"], f"{where}.dataset", "data set")
+        _known([entry["dataset"]], datasets["datasets"], f"{where}.dataset", "data set")
     return models
 
 
@@ -183,14 +180,25 @@ def _source(name: str, datasets: Mapping[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _same_world(stream: Stream, models, datasets, path: Path) -> None:
-    """A model that was trained on one world knows nothing of the requests about another."""
-    known, asked = models[stream.model].get("world"), datasets[stream.dataset].get("world")
-    if known != asked:
+def _check_dataset(stream: Stream, models, datasets, path: Path) -> None:
+    """A model knows nothing of requests about facts that it was not trained on."""
+    learnt, asked = models[stream.model]["dataset"], stream.dataset
+    if learnt != asked and (
+        "world" not in datasets[asked] or _world(learnt, datasets) != _world(asked, datasets)
+    ):
         raise StudyError(
-            f"{path}: data set '{stream.dataset}' is about world '{asked}', but model '{stream.model}' was trained "
-            f"on '{known}'; choose a data set of the model's world"
+            f"{path}: model '{stream.model}' was trained on the facts of '{learnt}' and knows none of '{asked}'; "
+            "choose a data set of the same world"
         )
+    count = datasets[stream.dataset].get("count", stream.edits)
+    if stream.edits > count:
+        raise StudyError(
+            f"{path}: edits: {stream.edits} are more than the {count} requests of data set '{stream.dataset}'"
+        )
+
+
+def _world(dataset: str, datasets) -> str | None:
+    return datasets[dataset].get("world")
 
 
 def _streams(content, wanted, models, methods, where: str) -> Iterable[Stream]:

@@ -1,0 +1,95 @@
+"""What every editing method offers, and what a step of it leaves behind."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from coachhook.architectures import ModelParts
+from coachhook.covariance import Covariance
+from coachhook.edit_request import EditRequest
+
+
+class MethodConfig(BaseModel):
+    """Hyper-parameters that every method has. Unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layers: tuple[int, ...] = Field(min_length=1, description="edited layers, ascending")
+    seed: int = Field(0, description="seed of everything random in the method")
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if list(layers) != sorted(set(layers)):
+            raise ValueError("must be ascending, without repeats")
+        return layers
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one step did, complete enough to do it again without the requests' text.
+
+    Attributes:
+        tensors: by name; float32.
+        info: JSON values (thresholds and the like).
+    """
+
+    tensors: dict[str, Tensor]
+    info: dict = field(default_factory=dict)
+
+
+class Method(ABC):
+    """One editing method on one model. The base weights are never written.
+
+    Edits are steps: `edit` computes and applies one, `replay` applies a stored one with the same bits, `reset`
+    goes back to the base model.
+    """
+
+    config_class: ClassVar[type[MethodConfig]]
+    needs_covariance: ClassVar[bool]
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: MethodConfig,
+        covariance: Covariance | None,
+    ):
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.parts = ModelParts(model)
+
+    @abstractmethod
+    def edit(self, requests: Sequence[EditRequest]) -> Update:
+        """Write one batch on top of all earlier ones."""
+
+    @abstractmethod
+    def replay(self, update: Update) -> None:
+        """Apply the update of an earlier `edit`, in the order of the steps."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget every step."""
+
+    @abstractmethod
+    def disabled(self) -> AbstractContextManager[None]:
+        """Inside, the model is bit for bit the base model."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the model as it was found."""
+
+    def thresholds(self) -> dict[int, float] | None:
+        """The gate's threshold per layer, where the method has a gate."""
+        return None
+
+    def z_scores(self, texts: Sequence[str]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Layer, z-scores (batch, time) and mask of real tokens; methods without hook layers have none."""
+        return iter(())

@@ -1,0 +1,110 @@
+"""Keys and hidden states of a batch, layer by layer, each block run only where something has changed.
+
+Legend: k input of the rewrite module at the subject's last token; h hidden state there at the last edited layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from coachhook.architectures import ModelParts
+from coachhook.edit_request import EditRequest
+from coachhook.hooks import HookLayers
+from coachhook.tokens import EncodedPrompt, PaddedBatch, encode, pad, pad_id
+from coachhook.tracing import block_inputs, rewrite_inputs
+
+
+def encode_edit(
+    tokenizer: PreTrainedTokenizerBase, request: EditRequest, prefix: str = "", answer: str | None = None
+) -> EncodedPrompt:
+    """The request's prompt behind a prefix, with the place of the subject's last token."""
+    end = len(prefix) + request.subject_span(request.text)[1]
+    return encode(tokenizer, prefix + request.text, answer, subject_end=end)
+
+
+@dataclass(frozen=True)
+class KeyPrompts:
+    """The prompts that make a batch's keys: first the u plain prompts, then each with each prefix, request by request.
+
+    A key is the mean of its plain prompt's and the mean over its prefixed prompts', so the plain prompt weighs
+    one half (MEMIT, released code).
+    """
+
+    batch: PaddedBatch
+    subject_last: Tensor
+    requests: int
+    prefixes: int
+
+    @classmethod
+    def encode(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[EditRequest],
+        prefixes: Sequence[str],
+        device: torch.device,
+    ) -> KeyPrompts:
+        rows = [encode_edit(tokenizer, request) for request in requests]
+        rows += [encode_edit(tokenizer, request, prefix) for request in requests for prefix in prefixes]
+        batch = pad([row.ids for row in rows], pad_id(tokenizer), device)
+        last = torch.tensor([row.subject_last for row in rows], device=device)
+        return cls(batch, last, len(requests), len(prefixes))
+
+    def combine(self, keys: Float[Tensor, "rows m"]) -> Float[Tensor, "u m"]:
+        """One key per request from one key per prompt."""
+        plain = keys[: self.requests].float()
+        if not self.prefixes:
+            return plain
+        prefixed = keys[self.requests :].float().unflatten(0, (self.requests, self.prefixes)).mean(1)
+        return (plain + prefixed) / 2
+
+
+class LayerSweep:
+    """Goes up through the edited layers once, while they are being edited.
+
+    The pass below the first edited layer is made once; going from one edited layer to the next runs only the
+    blocks between them, with what is edited so far.
+
+    Arguments:
+        layers: edited layers, ascending.
+    """
+
+    def __init__(self, parts: ModelParts, hooks: HookLayers, prompts: KeyPrompts, layers: Sequence[int]):
+        self._parts, self._hooks, self._prompts = parts, hooks, prompts
+        self._at, self._last = layers[0], layers[-1]
+        with block_inputs(parts, range(layers[0], self._last + 1)) as self._calls:
+            parts.backbone(
+                input_ids=prompts.batch.ids, attention_mask=prompts.batch.real.long(), use_cache=False
+            )
+        self._hidden = self._calls[self._at].hidden
+        self._every = torch.arange(len(prompts.batch.ids), device=prompts.batch.ids.device)
+
+    def keys(self, layer: int) -> Float[Tensor, "u m"]:
+        """The batch's keys at `layer` (not below an earlier call's), float32."""
+        self._advance(layer)
+        with rewrite_inputs(self._parts, [layer]) as recorded:
+            self._run(layer, self._hidden, self._every)
+        return self._prompts.combine(recorded[layer][self._every, self._prompts.subject_last])
+
+    def hidden(self, layer: int) -> Float[Tensor, "u d"]:
+        """The hidden states of the plain prompts' subjects at the last edited layer, float32."""
+        self._advance(layer)
+        plain = self._every[: self._prompts.requests]
+        hidden = self._hidden[plain]
+        for block in range(layer, self._last + 1):
+            hidden = self._run(block, hidden, plain)
+        return hidden[plain, self._prompts.subject_last[plain]].float()
+
+    def _advance(self, layer: int) -> None:
+        for block in range(self._at, layer):
+            self._hidden = self._run(block, self._hidden, self._every)
+        self._at = layer
+
+    def _run(self, block: int, hidden: Tensor, rows: Tensor) -> Tensor:
+        self._hooks.see(self._prompts.batch.real[rows])
+        return self._calls[block].run(self._parts.blocks[block], hidden, rows)

@@ -1,0 +1,113 @@
+"""How an answer is read off a model, per protocol.
+
+- "easyedit" (the paper's): teacher forcing; the argmax before each token of the answer, which stands in the sequence.
+- "generate": greedy generation without a cache of as many tokens as the answer has; a gate sees the prompt and what
+  has been generated, nothing else.
+
+Edits and paraphrases are scored against the answer, locality probes against the base model's own output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from coachhook.architectures import ModelParts
+from coachhook.metrics.questions import LOCALITY, Question
+from coachhook.tokens import EncodedPrompt, batches_by_length, encode, pad, pad_id
+
+Answers = list[tuple[int, ...]]  # predicted token ids, question by question
+
+_BATCH_TOKENS = 8192
+
+
+@torch.no_grad()
+def predict(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Question],
+    protocol: str,
+) -> Answers:
+    """The model's answers under `protocol`: one predicted token for each token of the question's answer."""
+    rows = [encode(tokenizer, question.prompt, question.answer) for question in asked]
+    return PROTOCOLS[protocol][0](ModelParts(model), rows, pad_id(tokenizer))
+
+
+def score(
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Question],
+    answers: Answers,
+    base: Answers,
+    protocol: str,
+) -> list[float]:
+    """Score in 0..1 per question: agreement with the answer, for locality probes with the base model's output.
+
+    Arguments:
+        base: the base model's answers to the same questions, under the same protocol.
+    """
+    compare = PROTOCOLS[protocol][1]
+    return [
+        compare(
+            given,
+            before
+            if question.kind in LOCALITY
+            else encode(tokenizer, question.prompt, question.answer).answer_ids,
+        )
+        for question, given, before in zip(asked, answers, base, strict=True)
+    ]
+
+
+def _teacher_forced(parts: ModelParts, rows: Sequence[EncodedPrompt], fill: int) -> Answers:
+    answers: Answers = [()] * len(rows)
+    for group in batches_by_length([len(row.ids) for row in rows], _BATCH_TOKENS):
+        places = [
+            (place, time - 1)
+            for place, index in enumerate(group)
+            for time in range(rows[index].answer_start, len(rows[index].ids))
+        ]
+        tokens = _argmax(parts, [rows[index].ids for index in group], places, fill)
+        for index in group:
+            size = len(rows[index].answer_ids)
+            answers[index], tokens = tuple(tokens[:size]), tokens[size:]
+    return answers
+
+
+def _generated(parts: ModelParts, rows: Sequence[EncodedPrompt], fill: int) -> Answers:
+    answers: Answers = [()] * len(rows)
+    for length in range(max(len(row.answer_ids) for row in rows)):
+        going = [index for index, row in enumerate(rows) if len(row.answer_ids) > length]
+        texts = [rows[index].ids[: rows[index].answer_start] + answers[index] for index in going]
+        for group in batches_by_length([len(ids) for ids in texts], _BATCH_TOKENS):
+            chosen = [texts[place] for place in group]
+            tokens = _argmax(parts, chosen, [(row, len(ids) - 1) for row, ids in enumerate(chosen)], fill)
+            for place, token in zip(group, tokens):
+                answers[going[place]] += (token,)
+    return answers
+
+
+def _argmax(
+    parts: ModelParts, ids: Sequence[Sequence[int]], places: Sequence[tuple[int, int]], fill: int
+) -> list[int]:
+    """The most probable next token at each (row, position); the head runs only there."""
+    batch = pad(ids, fill, parts.model.device)
+    hidden = parts.backbone(
+        input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False
+    ).last_hidden_state
+    row, time = torch.tensor(places, device=hidden.device).T
+    return parts.head(hidden[row, time]).argmax(-1).tolist()
+
+
+def _token_accuracy(given: tuple[int, ...], wanted: tuple[int, ...]) -> float:
+    return sum(a == b for a, b in zip(given, wanted, strict=True)) / len(wanted)
+
+
+def _exact_match(given: tuple[int, ...], wanted: tuple[int, ...]) -> float:
+    return float(given == wanted)
+
+
+PROTOCOLS: dict[str, tuple[Callable[..., Answers], Callable[[tuple, tuple], float]]] = {
+    "easyedit": (_teacher_forced, _token_accuracy),
+    "generate": (_generated, _exact_match),
+}
