@@ -33,4 +33,4 @@ def generate_prefixes(
             pad_token_id=pad_id(tokenizer),
         )
     texts = tokenizer.batch_decode(outputs[:, 1:], skip_special_tokens=True)
-    return tuple(" ".join(text.split()).rstrip(".") + ". " for text in texts)
+    return tuple(" ".join(text.split()).rstrip(" .,;:") + ". " for text in texts)
