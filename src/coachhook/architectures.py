@@ -73,9 +73,7 @@ class ModelParts:
             ArchitectureError: the model has no such layer.
         """
         if not 0 <= layer < len(self.blocks):
-            raise ArchitectureError(
-                f"layers: {layer} does not exist, the model has layers 0 to {len(self.blocks) - 1}"
-            )
+            raise ArchitectureError(f"layers: {layer} does not exist, the model has layers 0 to {len(self.blocks) - 1}")
         return self.blocks[layer].get_submodule(self._rewrite_name)
 
     def width(self, layer: int) -> int:

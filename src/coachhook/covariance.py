@@ -87,9 +87,7 @@ def compute_covariance(
     parts = ModelParts(model)
     layers = sorted(set(layers))
     device = parts.head.weight.device
-    sums = {
-        layer: torch.zeros((parts.width(layer),) * 2, dtype=torch.float64, device=device) for layer in layers
-    }
+    sums = {layer: torch.zeros((parts.width(layer),) * 2, dtype=torch.float64, device=device) for layer in layers}
     reservoir = _Reservoir(background, seed)
     was_training = model.training
     model.eval()
@@ -159,9 +157,7 @@ def read_covariance(
     covariance = Covariance(matrices, background, int(metadata["tokens"]), metadata["model_digest"])
     missing = sorted(set(layers or ()) - set(stored))
     if missing:
-        raise CovarianceError(
-            f"{path}: holds layers {stored}, not {missing}; compute it for layers {sorted(layers)}"
-        )
+        raise CovarianceError(f"{path}: holds layers {stored}, not {missing}; compute it for layers {sorted(layers)}")
     if model is not None and model_digest(model, stored) != covariance.model_digest:
         raise CovarianceError(f"{path}: was computed on another model; compute it on this one")
     check_matrices(matrices, str(path))

@@ -74,9 +74,7 @@ class Editor:
         method_class = registered.load()
         loaded = _load_covariance(covariance, model, hyperparameters.get("layers"))
         if method_class.needs_covariance and loaded is None:
-            raise CovarianceError(
-                f"covariance: method {method} needs one; make it with compute_covariance(model, tokenizer, texts, layers)"
-            )
+            raise CovarianceError(f"covariance: method {method} needs one; make it with compute_covariance")
         if loaded is not None:
             hyperparameters.setdefault("layers", loaded.layers)
         self.method = method

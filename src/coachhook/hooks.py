@@ -83,9 +83,7 @@ class HookLayers:
     """
 
     def __init__(self, parts: ModelParts, gates: dict[int, Gate]):
-        self._layers = {
-            layer: HookLayer(layer, parts.rewrite_module(layer), gates[layer]) for layer in sorted(gates)
-        }
+        self._layers = {layer: HookLayer(layer, parts.rewrite_module(layer), gates[layer]) for layer in sorted(gates)}
         self._handle = parts.backbone.register_forward_pre_hook(self._see_mask, with_kwargs=True)
 
     def __getitem__(self, layer: int) -> HookLayer:

@@ -57,11 +57,9 @@ def read_step(directory: str | os.PathLike, step: int) -> Update | None:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
     except (SafetensorError, OSError) as error:
         raise JournalError(f"{path}: damaged ({error}); delete it and start again") from None
     if metadata.get("format") != str(_FORMAT):
-        raise JournalError(
-            f"{path}: format {metadata.get('format')} is not {_FORMAT}; use the version that wrote it"
-        )
+        raise JournalError(f"{path}: format {metadata.get('format')} is not {_FORMAT}; use the version that wrote it")
     return Update(tensors, json.loads(metadata["info"]))

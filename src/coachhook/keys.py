@@ -78,9 +78,7 @@ class LayerSweep:
         self._parts, self._hooks, self._prompts = parts, hooks, prompts
         self._at, self._last = layers[0], layers[-1]
         with block_inputs(parts, range(layers[0], self._last + 1)) as self._calls:
-            parts.backbone(
-                input_ids=prompts.batch.ids, attention_mask=prompts.batch.real.long(), use_cache=False
-            )
+            parts.backbone(input_ids=prompts.batch.ids, attention_mask=prompts.batch.real.long(), use_cache=False)
         self._hidden = self._calls[self._at].hidden
         self._every = torch.arange(len(prompts.batch.ids), device=prompts.batch.ids.device)
 

@@ -1,7 +1,7 @@
 """Recursive least squares for the rewrite modules, in float64.
 
 Legend: C0 covariance (m×m), λ its weight, A = λC0 + P Pᵀ with P (m×p) all keys absorbed so far, K (m×u) the keys
-and R (d×u) the residuals of one batch. Δ = R Kᵀ (A + K Kᵀ)⁻¹ (CoachHooK, EMNLP 2024, eq. 8; MEMIT, eq. 14 with A = λC0).
+and R (d×u) the residuals of one batch. Δ = R Kᵀ (A + K Kᵀ)⁻¹ (CoachHooK, EMNLP 2024; MEMIT, eq. 14, with A = λC0).
 """
 
 from __future__ import annotations

@@ -36,9 +36,7 @@ class StreamConfig(BaseModel):
     hyperparameters: dict = Field(default_factory=dict)
     edits: int = Field(gt=0, description="requests in the stream")
     batch_size: int = Field(gt=0, description="requests per step; the last batch may be smaller")
-    evaluate_every: int = Field(
-        gt=0, description="edits between two evaluations; the last step always has one"
-    )
+    evaluate_every: int = Field(gt=0, description="edits between two evaluations; the last step always has one")
     protocols: tuple[str, ...] = ("easyedit",)
     z_scores: bool = Field(False, description="also write the z-scores of the final model")
     seed: int = 0
@@ -91,13 +89,9 @@ def run_stream(
     stream = draw_requests(requests, config.edits, config.seed)
     model = AutoModelForCausalLM.from_pretrained(model_dir)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    editor = Editor(
-        model, tokenizer, config.method, covariance, **{"seed": config.seed, **config.hyperparameters}
-    )
+    editor = Editor(model, tokenizer, config.method, covariance, **{"seed": config.seed, **config.hyperparameters})
     editor.check(stream)
-    checkpoint = _open_checkpoint(
-        Path(checkpoint_dir), _identity(config, stream, model_dir, covariance, code)
-    )
+    checkpoint = _open_checkpoint(Path(checkpoint_dir), _identity(config, stream, model_dir, covariance, code))
     evaluation = _Evaluation(config, editor, stream)
     started, fresh = time.monotonic(), 0
     batches = [stream[i : i + config.batch_size] for i in range(0, len(stream), config.batch_size)]
@@ -173,8 +167,8 @@ class _Evaluation:
         asked = self._asked[: len(scores)]
         everything = summarise(asked, scores)
         first = (step - 1) * self._config.batch_size
-        latest = [(q, value) for q, value in zip(asked, scores) if q.request >= first]
-        current = summarise(*zip(*latest))
+        latest = [(q, value) for q, value in zip(asked, scores, strict=True) if q.request >= first]
+        current = summarise(*zip(*latest, strict=True))
         row = {
             "step": step,
             "edits": edits,

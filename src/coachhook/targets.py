@@ -45,7 +45,7 @@ class Targets:
 
     values: Float[Tensor, "u d"]
     hidden: Float[Tensor, "u d"]
-    losses: Float[Tensor, "u"]
+    losses: Float[Tensor, " u"]
 
 
 def optimise_targets(
@@ -101,7 +101,7 @@ class _FrozenCache(DynamicCache):
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         return self.get_seq_length(layer_idx) + query_length, 0
 
-    def select(self, rows: Int[Tensor, "rows"]) -> None:
+    def select(self, rows: Int[Tensor, " rows"]) -> None:
         """Answer for these rows only."""
         self._rows = rows
 
@@ -132,9 +132,7 @@ class _Tail:
         device = parts.head.weight.device
         contexts = ["", *prefixes]
         rows = [
-            encode_edit(tokenizer, request, prefix, request.target_new)
-            for request in requests
-            for prefix in contexts
+            encode_edit(tokenizer, request, prefix, request.target_new) for request in requests for prefix in contexts
         ]
         essence = [encode(tokenizer, f"{r.subject} is a", subject_end=len(r.subject)) for r in requests]
         count = torch.arange(len(requests), device=device)
@@ -147,7 +145,7 @@ class _Tail:
             logits = self._logits(self._suffix, None)[self._edits :, 0]
             self._base = self._parts.head(logits).float().log_softmax(-1)
 
-    def losses(self, delta: Float[Tensor, "u d"], working: Int[Tensor, "w"]) -> tuple[Tensor, Tensor]:
+    def losses(self, delta: Float[Tensor, "u d"], working: Int[Tensor, " w"]) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood of the target and KL(base ‖ edited), in nats, of the requests in `working`."""
         chosen = torch.isin(self._owner, working)
         rows = chosen.nonzero()[:, 0]
@@ -182,9 +180,7 @@ class _Tail:
         run = self._parts.backbone
         outputs: dict[str, Tensor] = {}
         handle = self._parts.blocks[self._layer].register_forward_hook(
-            lambda module, args, output: outputs.update(
-                hidden=output[0] if isinstance(output, tuple) else output
-            )
+            lambda module, args, output: outputs.update(hidden=output[0] if isinstance(output, tuple) else output)
         )
         with torch.no_grad():
             filled = run(input_ids=ids, attention_mask=real, position_ids=positions, use_cache=True)
@@ -209,7 +205,7 @@ class _Tail:
             for index, row in enumerate(rows)
             for position in range(row.answer_start, len(row.ids))
         ]
-        row, column, token, weight = zip(*places)
+        row, column, token, weight = zip(*places, strict=True)
         self._answer_row = torch.tensor(row, device=device)
         self._answer_column = torch.tensor(column, device=device)
         self._answer_id = torch.tensor(token, device=device)

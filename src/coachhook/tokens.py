@@ -44,18 +44,34 @@ def encode(
     Arguments:
         subject_end: character index in `prompt` just behind the subject.
     """
-    text = prompt if answer is None else f"{prompt} {answer}"
+    text = prompt if answer is None else _join(prompt, answer)
     encoding = tokenizer(text, return_offsets_mapping=subject_end is not None)
     ids = encoding["input_ids"]
-    answer_start = len(ids)
-    if answer is not None:
-        alone = tokenizer(prompt)["input_ids"]
-        answer_start = next((i for i, pair in enumerate(zip(alone, ids)) if pair[0] != pair[1]), len(alone))
+    answer_start = len(ids) if answer is None else _split(tokenizer(prompt)["input_ids"], ids)
     subject_last = None
     if subject_end is not None:
         offsets = encoding["offset_mapping"]
         subject_last = max(i for i, (start, end) in enumerate(offsets) if start < subject_end and end > start)
     return EncodedPrompt(tuple(ids), answer_start, subject_last)
+
+
+def encode_answers(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) -> list[EncodedPrompt]:
+    """`encode` for many (prompt, answer) pairs at once."""
+    if not pairs:
+        return []
+    joined = tokenizer([_join(prompt, answer) for prompt, answer in pairs])["input_ids"]
+    alone = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
+    return [EncodedPrompt(tuple(ids), _split(prompt, ids)) for prompt, ids in zip(alone, joined, strict=True)]
+
+
+def _join(prompt: str, answer: str) -> str:
+    return f"{prompt} {answer}"
+
+
+def _split(alone: Sequence[int], joined: Sequence[int]) -> int:
+    """Where a joined encoding leaves that of the prompt alone."""
+    pairs = enumerate(zip(alone, joined, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), len(alone))
 
 
 @dataclass(frozen=True)

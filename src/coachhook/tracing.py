@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -45,18 +45,7 @@ class _Stop(Exception):
 
 
 @contextmanager
-def stopping() -> Iterator[None]:
-    """Swallow the early end of a truncated forward pass."""
-    try:
-        yield
-    except _Stop:
-        pass
-
-
-@contextmanager
-def block_inputs(
-    parts: ModelParts, blocks: Sequence[int], stop: bool = True
-) -> Iterator[dict[int, BlockInputs]]:
+def block_inputs(parts: ModelParts, blocks: Sequence[int], stop: bool = True) -> Iterator[dict[int, BlockInputs]]:
     """Record the inputs of some blocks while the model runs; with `stop`, end the pass before the last of them."""
     recorded: dict[int, BlockInputs] = {}
 
@@ -68,11 +57,9 @@ def block_inputs(
 
         return record
 
-    handles = [
-        parts.blocks[index].register_forward_pre_hook(hook(index), with_kwargs=True) for index in blocks
-    ]
+    handles = [parts.blocks[index].register_forward_pre_hook(hook(index), with_kwargs=True) for index in blocks]
     try:
-        with stopping():
+        with suppress(_Stop):
             yield recorded
     finally:
         for handle in handles:
@@ -96,7 +83,7 @@ def rewrite_inputs(
 
     handles = [parts.rewrite_module(layer).register_forward_pre_hook(hook(layer)) for layer in layers]
     try:
-        with stopping():
+        with suppress(_Stop):
             yield recorded
     finally:
         for handle in handles:

@@ -1,6 +1,6 @@
 """CoachHooK and its two ablations: one update rule, with or without a gate, with or without memory of past keys.
 
-Legend: W_h = W0 + ΔW hook weights, K keys, R residuals, Z targets, h hidden state at the last edited layer, A accumulator.
+Legend: W_h = W0 + ΔW hook weights, K keys, R residuals, Z targets, h hidden state at the last edited layer.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class CoachHookConfig(MethodConfig):
 
     @property
     def targets(self) -> TargetSettings:
-        return TargetSettings(
-            self.target_steps, self.target_lr, self.clamp, self.kl_factor, self.weight_decay
-        )
+        return TargetSettings(self.target_steps, self.target_lr, self.clamp, self.kl_factor, self.weight_decay)
 
 
 class CoachHook(Method):

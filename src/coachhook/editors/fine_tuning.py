@@ -56,12 +56,10 @@ class FineTuning(Method):
             if loss < self.config.stop_loss:
                 break
             gradients = torch.autograd.grad(loss, list(trained.values()))
-            for parameter, gradient in zip(trained.values(), gradients):
+            for parameter, gradient in zip(trained.values(), gradients, strict=True):
                 parameter.grad = gradient
             optimiser.step()
-        update = Update(
-            {f"delta.{layer}": (delta.detach() - before[layer]).cpu() for layer, delta in trained.items()}
-        )
+        update = Update({f"delta.{layer}": (delta.detach() - before[layer]).cpu() for layer, delta in trained.items()})
         for hook in self.hooks:
             hook.delta = before[hook.layer]
         self.replay(update)

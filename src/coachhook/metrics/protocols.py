@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coachhook.architectures import ModelParts
 from coachhook.metrics.questions import LOCALITY, Question
-from coachhook.tokens import EncodedPrompt, batches_by_length, encode, pad, pad_id
+from coachhook.tokens import EncodedPrompt, batches_by_length, encode_answers, pad, pad_id
 
 Answers = list[tuple[int, ...]]  # predicted token ids, question by question
 
@@ -31,7 +31,7 @@ def predict(
     protocol: str,
 ) -> Answers:
     """The model's answers under `protocol`: one predicted token for each token of the question's answer."""
-    rows = [encode(tokenizer, question.prompt, question.answer) for question in asked]
+    rows = encode_answers(tokenizer, [(question.prompt, question.answer) for question in asked])
     return PROTOCOLS[protocol][0](ModelParts(model), rows, pad_id(tokenizer))
 
 
@@ -48,14 +48,10 @@ def score(
         base: the base model's answers to the same questions, under the same protocol.
     """
     compare = PROTOCOLS[protocol][1]
+    rows = encode_answers(tokenizer, [(question.prompt, question.answer) for question in asked])
     return [
-        compare(
-            given,
-            before
-            if question.kind in LOCALITY
-            else encode(tokenizer, question.prompt, question.answer).answer_ids,
-        )
-        for question, given, before in zip(asked, answers, base, strict=True)
+        compare(given, before if question.kind in LOCALITY else row.answer_ids)
+        for question, row, given, before in zip(asked, rows, answers, base, strict=True)
     ]
 
 
@@ -82,19 +78,15 @@ def _generated(parts: ModelParts, rows: Sequence[EncodedPrompt], fill: int) -> A
         for group in batches_by_length([len(ids) for ids in texts], _BATCH_TOKENS):
             chosen = [texts[place] for place in group]
             tokens = _argmax(parts, chosen, [(row, len(ids) - 1) for row, ids in enumerate(chosen)], fill)
-            for place, token in zip(group, tokens):
+            for place, token in zip(group, tokens, strict=True):
                 answers[going[place]] += (token,)
     return answers
 
 
-def _argmax(
-    parts: ModelParts, ids: Sequence[Sequence[int]], places: Sequence[tuple[int, int]], fill: int
-) -> list[int]:
+def _argmax(parts: ModelParts, ids: Sequence[Sequence[int]], places: Sequence[tuple[int, int]], fill: int) -> list[int]:
     """The most probable next token at each (row, position); the head runs only there."""
     batch = pad(ids, fill, parts.model.device)
-    hidden = parts.backbone(
-        input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False
-    ).last_hidden_state
+    hidden = parts.backbone(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False).last_hidden_state
     row, time = torch.tensor(places, device=hidden.device).T
     return parts.head(hidden[row, time]).argmax(-1).tolist()
 
