@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 
-def code_digest(*modules: str, package: str = "coachhook") -> str:
-    """Digest of modules (`"stream"`, `"metrics.easyedit"`) of a package and of all that they import from it.
+def code_digest(*modules: str, package: str = "coachhook", without: Collection[str] = ()) -> str:
+    """Digest of modules (`"stream"`, `"editors.memit"`) of a package and of all that they import from it.
+
+    without: modules to leave out although they are imported.
 
     Only statements count: a comment, a docstring or the formatting changes nothing. Modules are found where Python
     would import them from, and nothing is imported. Raises ModuleNotFoundError for a module that does not exist.
@@ -20,7 +22,7 @@ def code_digest(*modules: str, package: str = "coachhook") -> str:
     pending = list(modules)
     while pending:
         name = pending.pop()
-        if name in found:
+        if name in found or name in without:
             continue
         path = _source(root, name)
         if path is None:
@@ -30,6 +32,30 @@ def code_digest(*modules: str, package: str = "coachhook") -> str:
         pending += [other for other in _imports(tree, package, inside) if _source(root, other)]
         found[name] = ast.dump(_without_docstrings(tree))
     return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:16]
+
+
+def method_digest(name: str) -> str:
+    """Digest of the code of a stream with one method: of the registry only this method's line, of the methods only its own.
+
+    Adding a method thus leaves the results of all others as they are. Raises KeyError for an unknown method.
+    """
+    entries = _registry()
+    module = entries[name].args[0].value.split(":")[0]
+    code = code_digest("stream", f"editors.{module}", without=("editors",))
+    return hashlib.sha256((code + ast.dump(entries[name])).encode()).hexdigest()[:16]
+
+
+def method_names() -> list[str]:
+    """Names of all registered methods, read without importing them (which would import torch)."""
+    return list(_registry())
+
+
+def _registry() -> dict[str, ast.Call]:
+    root = Path(importlib.util.find_spec("coachhook").origin).parent
+    tree = ast.parse((root / "editors" / "__init__.py").read_text(encoding="utf-8"))
+    tables = (node.value for node in tree.body if isinstance(node, ast.AnnAssign) and node.target.id == "METHODS")
+    table = next(tables)
+    return {key.value: value for key, value in zip(table.keys, table.values, strict=True)}
 
 
 def _source(root: Path, name: str) -> Path | None:

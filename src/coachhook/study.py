@@ -17,8 +17,11 @@ from typing import Any
 import jsonschema
 import yaml
 
+from coachhook.errors import CoachHookError
+from coachhook.provenance import method_names
 
-class StudyError(ValueError):
+
+class StudyError(CoachHookError, ValueError):
     """One line: the file, the key, what is wrong with it, and what is allowed."""
 
 
@@ -35,7 +38,10 @@ class Stream:
     edits: int
     batch_size: int
     evaluate_every: int
+    protocols: tuple[str, ...]
     hyperparameters: dict[str, Any]
+    defaults: dict[str, Any]
+    """What `hyperparameters` and the batch size are in the setting "default"."""
 
     @property
     def path(self) -> str:
@@ -56,8 +62,17 @@ class Study:
     datasets: dict[str, dict[str, Any]]
 
 
-def read_yaml(path: Path, schema_path: Path) -> dict[str, Any]:
-    """Read a YAML file and hold it to a JSON Schema (itself a YAML file).
+def check_config(config: Mapping[str, Any], schema_dir: Path) -> None:
+    """Hold what Snakemake read from config.yaml and the command line to its schema."""
+    check(config, _schema(schema_dir, "config"), "config/config.yaml")
+
+
+def _schema(folder: Path, name: str) -> dict[str, Any]:
+    return yaml.safe_load((Path(folder) / f"{name}.schema.yaml").read_text(encoding="utf-8"))
+
+
+def read_yaml(path: Path, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a YAML file and hold it to a JSON Schema.
 
     Raises StudyError when the file is missing, is not YAML, or breaks the schema.
     """
@@ -67,7 +82,7 @@ def read_yaml(path: Path, schema_path: Path) -> dict[str, Any]:
         raise StudyError(f"{path}: no such file") from None
     except yaml.YAMLError as error:
         raise StudyError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    check(content, yaml.safe_load(Path(schema_path).read_text(encoding="utf-8")), str(path))
+    check(content, schema, str(path))
     return content
 
 
@@ -110,9 +125,9 @@ def load_study(name: str, config_dir: Path, schema_dir: Path) -> Study:
     if not path.exists():
         known = sorted(file.stem for file in path.parent.glob("*.yaml"))
         raise StudyError(f"study: unknown study '{name}'; {path.parent} has: {', '.join(known)}")
-    content = read_yaml(path, schema_dir / "study.schema.yaml")
-    datasets = read_yaml(config_dir / "datasets.yaml", schema_dir / "datasets.schema.yaml")
-    values = yaml.safe_load((schema_dir / "hyperparameters.schema.yaml").read_text(encoding="utf-8"))
+    content = read_yaml(path, _schema(schema_dir, "study"))
+    datasets = read_yaml(config_dir / "datasets.yaml", _schema(schema_dir, "datasets"))
+    values = _schema(schema_dir, "hyperparameters")
     models = _read_models(config_dir, schema_dir, datasets, values)
     methods = _read_methods(config_dir / "methods", schema_dir, values)
     _known(content["models"], models, f"{path}: models", "model")
@@ -134,7 +149,7 @@ def load_study(name: str, config_dir: Path, schema_dir: Path) -> Study:
 
 def _read_models(config_dir: Path, schema_dir: Path, datasets, values) -> dict[str, dict[str, Any]]:
     path = config_dir / "models.yaml"
-    models = read_yaml(path, schema_dir / "models.schema.yaml")["models"]
+    models = read_yaml(path, _schema(schema_dir, "models"))["models"]
     worlds = datasets.get("worlds", {})
     for name, entry in datasets["datasets"].items():
         if "world" in entry:
@@ -150,7 +165,8 @@ def _read_models(config_dir: Path, schema_dir: Path, datasets, values) -> dict[s
 def _read_methods(folder: Path, schema_dir: Path, values) -> dict[str, dict[str, Any]]:
     methods = {}
     for path in sorted(folder.glob("*.yaml")):
-        methods[path.stem] = read_yaml(path, schema_dir / "method.schema.yaml")
+        methods[path.stem] = read_yaml(path, _schema(schema_dir, "method"))
+        _known([methods[path.stem]["editor"]], method_names(), f"{path}: editor", "editor")
         given = methods[path.stem]["hyperparameters"]
         _known(given, values["properties"], f"{path}: hyperparameters", "hyper-parameter")
         check({k: v for k, v in given.items() if v is not None}, values, f"{path}: hyperparameters")
@@ -183,9 +199,7 @@ def _source(name: str, datasets: Mapping[str, Any]) -> dict[str, Any]:
 def _check_dataset(stream: Stream, models, datasets, path: Path) -> None:
     """A model knows nothing of requests about facts that it was not trained on."""
     learnt, asked = models[stream.model]["dataset"], stream.dataset
-    if learnt != asked and (
-        "world" not in datasets[asked] or _world(learnt, datasets) != _world(asked, datasets)
-    ):
+    if learnt != asked and ("world" not in datasets[asked] or _world(learnt, datasets) != _world(asked, datasets)):
         raise StudyError(
             f"{path}: model '{stream.model}' was trained on the facts of '{learnt}' and knows none of '{asked}'; "
             "choose a data set of the same world"
@@ -203,7 +217,7 @@ def _world(dataset: str, datasets) -> str | None:
 
 def _streams(content, wanted, models, methods, where: str) -> Iterable[Stream]:
     vary = wanted.get("vary", {})
-    stream_defaults = {key: content[key] for key in ("edits", "batch_size", "evaluate_every")}
+    sizes = {key: content[key] for key in ("edits", "batch_size", "evaluate_every")}
     for model, method in itertools.product(content["models"], wanted["methods"]):
         hyperparameters = default_hyperparameters(method, methods[method], model, models[model])
         allowed = [*hyperparameters, "batch_size"]
@@ -215,11 +229,13 @@ def _streams(content, wanted, models, methods, where: str) -> Iterable[Stream]:
             batch_size = changed.pop("batch_size", content["batch_size"])
             for dataset, seed in itertools.product(wanted["datasets"], wanted["seeds"]):
                 yield Stream(
-                    **stream_defaults | {"batch_size": batch_size},
                     **{"model": model, "dataset": dataset, "method": method, "seed": seed},
+                    **sizes | {"batch_size": batch_size},
+                    protocols=tuple(content["protocols"]),
                     setting=setting,
                     editor=methods[method]["editor"],
                     hyperparameters=hyperparameters | changed,
+                    defaults=defaults,
                 )
 
 

@@ -1,0 +1,36 @@
+# A study as a table of contents. What is run stands in its path:
+#   results/streams/model~M/dataset~D/method~X/setting~S/seed~N/   one stream of edits, the only place where models are edited
+#   results/studies/<study>/                                       what is drawn from the streams of one study
+#   figures/ (study mini), figures/<study>/ (others)               figures and tables, each with the CSV it is drawn from
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+
+
+report: f"results/studies/{study.name}/report.rst"
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/base_model.smk"
+include: "workflow/rules/covariance.smk"
+include: "workflow/rules/streams.smk"
+include: "workflow/rules/figures.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        rules.figures.input,
+        rules.aggregate.output.main,
+        rules.make_report.output.html,
+
+
+onstart:
+    keep_out_of_running_study()

@@ -1,0 +1,30 @@
+"""Make one data set: the edit requests, and the facts and further lines that a base model learns for them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coachhook.facts import facts_from_requests
+from coachhook.logs import log_to, logger
+from coachhook.requests import read_requests, write_requests
+from coachhook.world import WorldConfig, make_world, world_requests, write_facts
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+log_to(snakemake.log[0], snakemake.wildcards.dataset)
+source = snakemake.params.source
+if "world" in source:
+    sizes = dict(source["world"])
+    world = make_world(WorldConfig(**{k: v for k, v in sizes.items() if k != "seed"}), sizes["seed"])
+    facts, lines = world.facts, world.lines
+    requests = world_requests(world, source["form"], source["count"], source["seed"])
+else:
+    target = source.get("zsre_target", "alt")
+    records, *further = (read_requests(file, zsre_target=target) for file in snakemake.input.files)
+    known = facts_from_requests(records, [record for file in further for record in file], seed=0)
+    facts, lines, requests = known.facts, known.lines, known.requests
+    logger.info("%.0f %% of the targets can be reached", 100 * known.reachable_share)
+write_requests(requests, snakemake.output.requests)
+write_facts(facts, snakemake.output.facts)
+Path(snakemake.output.lines).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+logger.info("%d requests, %d facts, %d further lines", len(requests), len(facts), len(lines))

@@ -1,0 +1,21 @@
+"""Train the base model that a study edits, until it recalls its facts."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coachhook.base_model import TrainingConfig, train_base_model
+from coachhook.logs import log_to
+from coachhook.world import read_facts
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+log_to(snakemake.log[0], f"base model {snakemake.wildcards.model}")
+train_base_model(
+    read_facts(snakemake.input.facts),
+    Path(snakemake.input.lines).read_text(encoding="utf-8").splitlines(),
+    TrainingConfig(**snakemake.params.training),
+    Path(snakemake.output.text).parent,
+    seed=snakemake.params.seed,
+    threads=snakemake.threads,
+)
