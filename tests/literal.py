@@ -1,0 +1,256 @@
+"""Plain, slow implementations of the equations, which the library is held against.
+
+One prompt at a time, whole-model forwards, dense float64 solves; no padding, no caching, no batching, nothing shared
+with the library but the requests. Shapes: K (m×u) keys as columns, R (d×u) residuals, ΔW (d×m).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+BLOCK = {"gpt2": "transformer.h.{}", "gptj": "transformer.h.{}", "llama": "model.layers.{}"}
+REWRITE = {"gpt2": "mlp.c_proj", "gptj": "mlp.fc_out", "llama": "mlp.down_proj"}
+
+
+def block(model, layer):
+    return model.get_submodule(BLOCK[model.config.model_type].format(layer))
+
+
+def rewrite_module(model, layer):
+    return block(model, layer).get_submodule(REWRITE[model.config.model_type])
+
+
+def base_weight(model, layer):
+    """W0 (d×m); GPT-2 stores its transpose."""
+    weight = rewrite_module(model, layer).weight.detach()
+    return weight.T if model.config.model_type == "gpt2" else weight
+
+
+@dataclass
+class Hook:
+    """ΔW of a layer; `alpha` None: it answers everywhere, else where z ≥ alpha."""
+
+    delta: torch.Tensor
+    alpha: float | None = None
+
+
+@dataclass
+class Pass:
+    """What one forward pass of one prompt showed: logits (time×vocabulary), keys and block outputs per layer."""
+
+    logits: torch.Tensor | None = None
+    keys: dict = field(default_factory=dict)
+    hidden: dict = field(default_factory=dict)
+
+
+def z_scores(distances):
+    """(M − mean) / unbiased standard deviation; one token alone has none."""
+    count = len(distances)
+    if count < 2:
+        return torch.full_like(distances, math.nan)
+    mean = sum(distances) / count
+    deviation = math.sqrt(sum((distance - mean) ** 2 for distance in distances) / (count - 1))
+    return (distances - mean) / deviation if deviation else torch.full_like(distances, math.nan)
+
+
+def run(model, ids, hooks=None, added=None):
+    """One whole forward pass over one prompt.
+
+    hooks: {layer: Hook}. added: (layer, position, vector), the vector added to that block's output there.
+    """
+    seen, handles = Pass(), []
+
+    def on_rewrite(layer):
+        def answer(module, args, output):
+            keys = args[0][0]
+            seen.keys[layer] = keys.detach()
+            if layer not in (hooks or {}):
+                return None
+            hook = hooks[layer]
+            delta = hook.delta.to(keys.dtype)
+            bias = 0 if getattr(module, "bias", None) is None else module.bias
+            edited = keys @ (base_weight(model, layer) + delta).T + bias
+            if hook.alpha is None:
+                return edited[None]
+            scores = z_scores((keys @ delta.T).norm(dim=-1))
+            rows = [edited[t] if scores[t] >= hook.alpha else output[0, t] for t in range(len(keys))]
+            return torch.stack(rows)[None]
+
+        return answer
+
+    def on_block(layer):
+        def answer(module, args, output):
+            hidden = output[0] if isinstance(output, tuple) else output
+            if added is not None and added[0] == layer:
+                hidden = hidden.clone()
+                hidden[0, added[1]] = hidden[0, added[1]] + added[2]
+            seen.hidden[layer] = hidden[0]
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return answer
+
+    for layer in range(model.config.num_hidden_layers):
+        handles.append(rewrite_module(model, layer).register_forward_hook(on_rewrite(layer)))
+        handles.append(block(model, layer).register_forward_hook(on_block(layer)))
+    try:
+        seen.logits = model(torch.tensor([list(ids)]), use_cache=False).logits[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def token_ids(tokenizer, text):
+    return tokenizer(text)["input_ids"]
+
+
+def subject_last(tokenizer, request, prefix=""):
+    """Place of the subject's last token: what the text up to the subject's end is tokenised to."""
+    before = request.prompt[: request.prompt.index("{}")]
+    return len(token_ids(tokenizer, prefix + before + request.subject)) - 1
+
+
+def find_target(model, tokenizer, request, layer, prefixes, settings, hooks=None):
+    """z of one request: Adam on δ, written out; (z, h, last loss)."""
+    target = token_ids(tokenizer, " " + request.target_new)
+    prompts = [token_ids(tokenizer, prefix + request.text) for prefix in ("", *prefixes)]
+    places = [subject_last(tokenizer, request, prefix) for prefix in ("", *prefixes)]
+    essence = token_ids(tokenizer, f"{request.subject} is a")
+    essence_place = len(token_ids(tokenizer, request.subject)) - 1
+    with torch.no_grad():
+        hidden = run(model, [*prompts[0], *target], hooks).hidden[layer][places[0]]
+        base = run(model, essence, hooks).logits[essence_place].log_softmax(-1)
+    delta = torch.zeros_like(hidden)
+    first, second = torch.zeros_like(hidden), torch.zeros_like(hidden)
+    for step in range(settings.steps + 1):
+        delta.requires_grad_()
+        losses = []
+        for prompt, place in zip(prompts, places, strict=True):
+            logits = run(model, [*prompt, *target], hooks, (layer, place, delta)).logits.log_softmax(-1)
+            likelihoods = [logits[len(prompt) - 1 + i, token] for i, token in enumerate(target)]
+            losses.append(-sum(likelihoods) / len(likelihoods))
+        edited = run(model, essence, hooks, (layer, essence_place, delta)).logits[essence_place].log_softmax(-1)
+        divergence = sum(base.exp() * (base - edited))
+        penalty = delta.norm() / hidden.norm() ** 2
+        loss = sum(losses) / len(losses) + settings.kl_factor * divergence + settings.weight_decay * penalty
+        if loss < settings.stop_loss or step == settings.steps:
+            return (hidden + delta).detach(), hidden, loss.item()
+        gradient = torch.autograd.grad(loss, delta)[0]
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        move = first / (1 - 0.9 ** (step + 1)) / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+        delta = delta.detach() - settings.learning_rate * move
+        if delta.norm() > settings.clamp * hidden.norm():
+            delta = delta / delta.norm() * settings.clamp * hidden.norm()
+    raise AssertionError("unreachable")
+
+
+@torch.no_grad()
+def find_key(model, tokenizer, request, layer, prefixes, hooks=None):
+    """The plain prompt's key and the mean of the prefixed prompts' keys, each with weight one half."""
+    keys = []
+    for prefix in ("", *prefixes):
+        seen = run(model, token_ids(tokenizer, prefix + request.text), hooks)
+        keys.append(seen.keys[layer][subject_last(tokenizer, request, prefix)])
+    return (keys[0] + sum(keys[1:]) / len(prefixes)) / 2 if prefixes else keys[0]
+
+
+@torch.no_grad()
+def find_hidden(model, tokenizer, request, layer, hooks=None):
+    """h at the output of block `layer`, at the subject's last token of the plain prompt."""
+    seen = run(model, token_ids(tokenizer, request.text), hooks)
+    return seen.hidden[layer][subject_last(tokenizer, request)]
+
+
+def dense_update(covariance, weight, past, keys, residuals):
+    """R Kᵀ (λC0 + P Pᵀ + K Kᵀ)⁻¹, with the inverse written out; past: P (m×p) or None."""
+    system = weight * covariance.double() + keys.double() @ keys.double().T
+    if past is not None:
+        system = system + past.double() @ past.double().T
+    return residuals.double() @ keys.double().T @ torch.linalg.inv(system)
+
+
+@dataclass
+class Stream:
+    """What a stream of steps carries on: ΔW, earlier keys (m×p), and α per layer."""
+
+    delta: dict
+    past: dict
+    alpha: dict
+
+    @classmethod
+    def start(cls, model, layers, alpha):
+        zeros = {layer: torch.zeros_like(base_weight(model, layer)).double() for layer in layers}
+        return cls(zeros, dict.fromkeys(layers), dict.fromkeys(layers, alpha))
+
+    def validated(self):
+        return {layer: Hook(self.delta[layer], self.alpha[layer]) for layer in self.delta}
+
+
+def step(model, tokenizer, requests, covariances, stream, prefixes, settings, weight, past_weight=1.0):
+    """One whole step of CoachHooK; changes `stream`. Without a gate (α None) it is the no-hook ablation."""
+    layers = sorted(stream.delta)
+    last = layers[-1]
+    targets = [
+        find_target(model, tokenizer, request, last, prefixes, settings, stream.validated())[0] for request in requests
+    ]
+    hooks = {layer: Hook(stream.delta[layer], None) for layer in layers}  # temporary: they answer everywhere
+    for index, layer in enumerate(layers):
+        keys = torch.stack([find_key(model, tokenizer, r, layer, prefixes, hooks) for r in requests], 1)
+        hidden = torch.stack([find_hidden(model, tokenizer, r, last, hooks) for r in requests], 1)
+        residuals = (torch.stack(targets, 1) - hidden) / (len(layers) - index)
+        past = stream.past[layer]
+        change = dense_update(covariances[layer], weight, past, keys, residuals)
+        stream.delta[layer] = stream.delta[layer] + change
+        hooks[layer] = Hook(stream.delta[layer], stream.alpha[layer])
+        kept = math.sqrt(past_weight) * keys
+        stream.past[layer] = kept if past is None else torch.cat([past, kept], 1)
+    for layer in layers:
+        if stream.alpha[layer] is not None:
+            stream.alpha[layer] = min(
+                stream.alpha[layer], *(highest_z(model, tokenizer, r, layer, stream) for r in requests)
+            )
+
+
+@torch.no_grad()
+def highest_z(model, tokenizer, request, layer, stream):
+    """max over tokens of z, on the base model's keys of the prompt without its target."""
+    keys = run(model, token_ids(tokenizer, request.text)).keys[layer]
+    return max(z_scores((keys @ stream.delta[layer].to(keys.dtype).T).norm(dim=-1)).tolist())
+
+
+@torch.no_grad()
+def covariance(model, tokenizer, texts, layers, max_tokens):
+    """(C0 per layer, number of tokens, all keys per layer), document by document."""
+    keys = {layer: [] for layer in layers}
+    left = max_tokens
+    for text in texts:
+        ids = token_ids(tokenizer, text)[: model.config.max_position_embeddings][:left]
+        left -= len(ids)
+        if ids:
+            seen = run(model, ids)
+            for layer in layers:
+                keys[layer] += list(seen.keys[layer].double())
+    moments = {layer: sum(torch.outer(k, k) for k in keys[layer]) / len(keys[layer]) for layer in layers}
+    return moments, max_tokens - left, {layer: torch.stack(keys[layer]) for layer in layers}
+
+
+@torch.no_grad()
+def teacher_forced(model, tokenizer, prompt, answer):
+    """argmax before each token of the answer, which stands in the sequence."""
+    start, target = token_ids(tokenizer, prompt), token_ids(tokenizer, " " + answer)
+    logits = model(torch.tensor([[*start, *target]]), use_cache=False).logits[0]
+    return tuple(logits[len(start) - 1 + i].argmax().item() for i in range(len(target)))
+
+
+@torch.no_grad()
+def generated(model, tokenizer, prompt, answer):
+    """Greedy, token by token, without a cache."""
+    ids = token_ids(tokenizer, prompt)
+    start = len(ids)
+    for _ in token_ids(tokenizer, " " + answer):
+        ids = [*ids, model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax().item()]
+    return tuple(ids[start:])
