@@ -25,6 +25,7 @@ BORN = [
         locality=(Probe("The birthplace of Dora is", "Paris"), Probe("Eve was born in", "Paris")),
         relation="born",
     ),
+    EditRequest(subject="Eve", prompt="{} was born in", target_new="London", target_true="Paris", relation="born"),
     EditRequest(subject="Ada", prompt="{} speaks", target_new="Paris", target_true="English", relation="language"),
 ]
 FURTHER = [

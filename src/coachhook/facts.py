@@ -136,7 +136,8 @@ class _FactBook:
         for probe in request.locality:
             if len(kept) < most and (found := self._find(probe.prompt, request.relation)) is not None:
                 subject, template = found
-                if subject != request.subject and self.tell(subject, request.relation, template, probe.answer):
+                is_edited = (subject, request.relation) in edited
+                if not is_edited and self.tell(subject, request.relation, template, probe.answer):
                     kept.append(probe)
         return tuple(kept)
 
