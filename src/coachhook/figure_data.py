@@ -1,0 +1,227 @@
+"""The numbers each figure is drawn from, gathered from stream directories.
+
+A stream directory says in its path what was run: `.../model~M/dataset~D/method~X/setting~S/seed~N`, where S
+is "default" or, as in `covariance_weight=500`, what differs. It holds `metrics.jsonl` (a row per evaluation),
+`records.parquet` (a row per step, request and prompt) and, if asked for, `zscores.parquet`.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from coachhook.errors import CoachHookError
+
+RUN = ["model", "dataset", "method", "setting", "seed"]
+SCORES = ["reliability", "generality", "locality"]
+MORE_SCORES = ["locality_same_subject", "mean"]
+VALID = "_not_superseded"  # the same score without the requests that a later one contradicts
+_SCORE_OF_KIND = {
+    "edit": "reliability",
+    "paraphrase": "generality",
+    "other_subject": "locality",
+    "same_subject": "locality_same_subject",
+}
+_BIN = 0.25  # of z; the gate's threshold lies near 2, so its neighbourhood stays visible
+
+
+class StreamResultError(CoachHookError, ValueError):
+    """Stream results that cannot be used, in one line: the directory, what is wrong and what to do."""
+
+
+def run_of(stream_dir: str | os.PathLike) -> dict[str, str | int]:
+    """What was run in a stream directory: model, dataset, method, setting and (as a number) seed."""
+    parts = dict(part.split("~", 1) for part in Path(stream_dir).parts if "~" in part)
+    missing = [key for key in RUN if key not in parts]
+    if missing:
+        problem = f"{stream_dir}: the path lacks {missing[0]}~...; it should end in {'~/'.join(RUN)}~"
+        raise StreamResultError(problem)
+    try:
+        return {key: int(parts[key]) if key == "seed" else parts[key] for key in RUN}
+    except ValueError:
+        raise StreamResultError(f"{stream_dir}: seed~{parts['seed']} is no whole number") from None
+
+
+def _runs(stream_dirs: Iterable[str | os.PathLike]) -> Iterator[tuple[Path, dict]]:
+    """Each stream's directory (its metrics.jsonl may be given instead) and run, in the order of the runs."""
+    directories = {Path(entry).parent if Path(entry).suffix else Path(entry) for entry in stream_dirs}
+    if not directories:
+        raise StreamResultError("no stream directory was given; run streams first")
+    runs = [(directory, run_of(directory)) for directory in directories]
+    return iter(sorted(runs, key=lambda entry: tuple(entry[1].values())))
+
+
+def _metric_rows(directory: Path) -> Iterator[dict]:
+    path = directory / "metrics.jsonl"
+    if not path.exists():
+        raise StreamResultError(f"{path} is missing; run this stream")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            problem = f"{path}: line {number} is no valid JSON ({error.msg}); run this stream again"
+            raise StreamResultError(problem) from None
+
+
+def collect(stream_dirs: Iterable[str | os.PathLike], valid: bool = True) -> pd.DataFrame:
+    """All rows of all streams' metrics.jsonl, one DataFrame: the run's columns, then the rows' own.
+
+    Scores are floats in 0..1, NaN where null; the gate's thresholds become `alpha_<layer>`. valid: add, from
+    records.parquet, each score as `<score>_not_superseded`, over the requests that no later one contradicts.
+    """
+    rows = []
+    for directory, run in _runs(stream_dirs):
+        of_valid = _scores_not_superseded(directory) if valid else {}
+        for row in _metric_rows(directory):
+            row |= of_valid.get((row["step"], row["protocol"]), {})
+            thresholds = row.pop("alpha", None) or {}
+            rows.append(run | row | {f"alpha_{layer}": alpha for layer, alpha in thresholds.items()})
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        raise StreamResultError("the streams hold no evaluation; run them again")
+    for score in SCORES + MORE_SCORES:
+        frame[score] = pd.to_numeric(frame[score]) if score in frame else np.nan
+    return frame
+
+
+def _scores_not_superseded(directory: Path) -> dict[tuple[int, str], dict[str, float]]:
+    """Scores by step and protocol: the mean of a request's prompts, then over requests, as in the metrics."""
+    columns = ["step", "protocol", "kind", "request", "score", "superseded"]
+    records = _read_parquet(directory / "records.parquet", columns)
+    records = records[~records["superseded"]]
+    of_request = records.groupby(["step", "protocol", "kind", "request"], observed=True)["score"].mean()
+    scores = of_request.groupby(level=["step", "protocol", "kind"]).mean().unstack("kind")
+    scores = scores.reindex(columns=list(_SCORE_OF_KIND)).rename(columns=_SCORE_OF_KIND)
+    scores["mean"] = scores[SCORES].mean(axis="columns")
+    return scores.add_suffix(VALID).to_dict("index")
+
+
+def final(frame: pd.DataFrame, protocol: str = "easyedit") -> pd.DataFrame:
+    """Of every stream, the row of its last evaluation under one protocol."""
+    rows = frame[frame["protocol"] == protocol]
+    if rows.empty:
+        known = ", ".join(sorted(frame["protocol"].unique()))
+        raise StreamResultError(f"no row has the protocol {protocol!r}; there is {known}")
+    return rows.sort_values([*RUN, "step"], kind="stable").groupby(RUN, as_index=False).tail(1)
+
+
+def hook(stream_dirs: Iterable[str | os.PathLike], protocol: str = "easyedit") -> pd.DataFrame:
+    """The default setting's scores over the number of edits: one row per method, seed and evaluation."""
+    frame = collect(stream_dirs, valid=False)
+    rows = frame[(frame["setting"] == "default") & (frame["protocol"] == protocol)]
+    if rows.empty:
+        raise StreamResultError(f'no stream has the setting "default" and the protocol {protocol!r}')
+    columns = ["method", "seed", "edits", *SCORES, *MORE_SCORES, "step", "dataset", "model", "protocol"]
+    order = ["model", "dataset", "method", "seed", "step"]
+    return rows.sort_values(order, kind="stable")[columns].reset_index(drop=True)
+
+
+def sweep(
+    stream_dirs: Iterable[str | os.PathLike],
+    parameter: str,
+    default: float | str | list | None = None,
+    protocol: str = "easyedit",
+) -> pd.DataFrame:
+    """Scores after the last batch against one hyper-parameter: one row per method, seed and value.
+
+    Streams of the setting `parameter=value` count and, where their value is given as `default`, those of the
+    setting "default"; streams whose defaults differ need a call each.
+    """
+    frame = final(collect(stream_dirs, valid=False), protocol)
+    text = "-".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+    values = frame["setting"].str.extract(rf"^{re.escape(parameter)}=([^,]+)$", expand=False)
+    if default is not None:
+        values = values.mask(frame["setting"] == "default", text)
+    if values.isna().all():
+        raise StreamResultError(f"no stream has a setting {parameter}=...; give the sweep's streams")
+    swept = frame.assign(**{parameter: values, "order": values.map(value_order, na_action="ignore")})
+    swept = swept[values.notna()].sort_values(["model", "dataset", "method", "seed", "order"], kind="stable")
+    swept["is_default"] = [default is not None and order == value_order(text) for order in swept["order"]]
+    columns = ["method", "seed", parameter, *SCORES, *MORE_SCORES, "edits", "is_default"]
+    return swept[[*columns, "dataset", "model", "protocol"]].reset_index(drop=True)
+
+
+def value_order(value: object) -> tuple:
+    """A sort key for a setting's value: numbers by size, lists of layers by length and then by layer."""
+    try:
+        return (1, float(str(value)))
+    except ValueError:
+        numbers = tuple(float(number) for number in re.findall(r"\d+(?:\.\d+)?", str(value)))
+        return (len(numbers), *numbers)
+
+
+def retention(stream_dirs: Iterable[str | os.PathLike], protocol: str = "easyedit") -> pd.DataFrame:
+    """Mean reliability of each batch at each evaluated step, over requests and seeds, of the default setting.
+
+    `reliability_not_superseded` leaves out requests that a later one contradicts (empty where none is left).
+    """
+    columns = ["step", "edits", "batch", "kind", "protocol", "score", "superseded"]
+    cells = []
+    for directory, run in _runs(stream_dirs):
+        if run["setting"] != "default":
+            continue
+        records = _read_parquet(directory / "records.parquet", columns)
+        records = records[(records["kind"] == "edit") & (records["protocol"] == protocol)]
+        cells.append(records.assign(**run))
+    records = pd.concat(cells) if cells else pd.DataFrame()
+    if records.empty:
+        raise StreamResultError(f'no stream of the setting "default" has records of the protocol {protocol!r}')
+    key = ["model", "dataset", "method", "batch", "step", "edits"]
+    records = records.assign(valid=records["score"].where(~records["superseded"]))
+    means = records.groupby([*key, "seed"], as_index=False).agg(
+        reliability=("score", "mean"),
+        reliability_not_superseded=("valid", "mean"),
+        requests=("score", "size"),
+    )
+    means = means.groupby(key, as_index=False).agg(
+        reliability=("reliability", "mean"),
+        reliability_not_superseded=("reliability_not_superseded", "mean"),
+        requests=("requests", "sum"),
+        seeds=("seed", "nunique"),
+    )
+    first = ["method", "batch", "step", "edits", "reliability", "reliability_not_superseded"]
+    return means.assign(protocol=protocol)[[*first, "requests", "seeds", "dataset", "model", "protocol"]]
+
+
+def zscore(stream_dirs: Iterable[str | os.PathLike], method: str = "coachhook") -> pd.DataFrame:
+    """How z is distributed at the subject's token and at the others, per layer and kind of prompt.
+
+    One row per bin [z_low, z_high), over seeds: `count` tokens, their `share` of the role's tokens;
+    `alpha`, the layer's last threshold (mean over seeds). Default streams without z-scores are left out.
+    """
+    parts, thresholds = [], []
+    for directory, run in _runs(stream_dirs):
+        path = directory / "zscores.parquet"
+        if run["setting"] != "default" or run["method"] != method or not path.exists():
+            continue
+        parts.append(_read_parquet(path, ["layer", "kind", "role", "z"]).assign(**run))
+        for layer, alpha in ([*_metric_rows(directory)][-1].get("alpha") or {}).items():
+            thresholds.append({**run, "layer": int(layer), "alpha": alpha})
+    if not parts:
+        problem = f"no default stream of {method} holds zscores.parquet; have the stream write z-scores"
+        raise StreamResultError(problem)
+    tokens = pd.concat(parts).dropna(subset="z")
+    role = ["model", "dataset", "method", "layer", "kind", "role"]
+    tokens = tokens.assign(bin=np.floor(tokens["z"] / _BIN).astype(int))
+    counts = tokens.groupby([*role, "bin"], as_index=False).size().rename(columns={"size": "count"})
+    counts["share"] = counts["count"] / counts.groupby(role)["count"].transform("sum")
+    counts = counts.assign(z_low=counts["bin"] * _BIN, z_high=(counts["bin"] + 1) * _BIN, alpha=np.nan)
+    if thresholds:
+        alpha = pd.DataFrame(thresholds).groupby(role[:4], as_index=False)["alpha"].mean()
+        counts = counts.drop(columns="alpha").merge(alpha, on=role[:4], how="left")
+    columns = ["layer", "kind", "role", "z_low", "z_high", "count", "share", "alpha"]
+    return counts[[*columns, "method", "dataset", "model"]]
+
+
+def _read_parquet(path: Path, columns: list[str]) -> pd.DataFrame:
+    if not path.exists():
+        raise StreamResultError(f"{path} is missing; run this stream again")
+    try:
+        return pd.read_parquet(path, columns=columns)
+    except (OSError, ValueError) as error:  # pyarrow's errors are both; they span lines
+        problem = f"{path} cannot be read ({str(error).splitlines()[0]}); run this stream again"
+        raise StreamResultError(problem) from None

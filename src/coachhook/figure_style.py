@@ -1,0 +1,72 @@
+"""How every figure looks: one colour and one marker per method, sizes, and files that hold no date."""
+
+import os
+import zlib
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import seaborn as sns
+from matplotlib.figure import Figure
+
+
+class Style(NamedTuple):
+    """A label, a colour, a marker and a line style."""
+
+    label: str
+    colour: str
+    marker: str
+    line: str = "-"
+
+
+# Okabe and Ito (2008): told apart under every common colour blindness; the marker tells them apart in print.
+METHOD_STYLES = {
+    "coachhook": Style("CoachHooK", "#0072B2", "o"),
+    "coachhook-nohook": Style("CoachHooK without hook", "#E69F00", "s"),
+    "memit": Style("MEMIT", "#009E73", "^"),
+    "ft-m": Style("FT-M", "#D55E00", "D"),
+}
+# For methods added later: a method's name picks its style, so that it looks the same in every figure.
+_FURTHER_STYLES = tuple(
+    (colour, marker) for marker in ("v", "P", "X") for colour in ("#CC79A7", "#56B4E9", "#000000", "#7F7F7F")
+)
+SCORE_STYLES = {
+    "reliability": Style("Reliability", "#332288", "o", "-"),
+    "generality": Style("Generality", "#CC6677", "s", "--"),
+    "locality": Style("Locality", "#117733", "^", "-."),
+    "locality_same_subject": Style("Locality, same subject", "#999933", "v", ":"),
+    "mean": Style("Mean", "#000000", "D", "-"),
+}
+
+
+def method_style(method: str) -> Style:
+    """The style of a method, the same wherever it is drawn."""
+    if method in METHOD_STYLES:
+        return METHOD_STYLES[method]
+    return Style(method, *_FURTHER_STYLES[zlib.crc32(method.encode()) % len(_FURTHER_STYLES)])
+
+
+def method_order(methods) -> list[str]:
+    """Methods in the order they are listed everywhere: those with a style of their own first."""
+    known = list(METHOD_STYLES)
+    return sorted(set(methods), key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def style() -> AbstractContextManager:
+    """Matplotlib settings of every figure, for a `with` block."""
+    fonts = {"font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "legend.fontsize": 9}
+    ticks = {"xtick.labelsize": 8, "ytick.labelsize": 8, "lines.markersize": 4, "lines.linewidth": 1.4}
+    lines = {"grid.color": "#E5E5E5", "axes.edgecolor": "#555555", "axes.linewidth": 0.7, "pdf.fonttype": 42}
+    return matplotlib.rc_context({**sns.axes_style("whitegrid"), **fonts, **ticks, **lines})
+
+
+def save(figure: Figure, pdf: str | os.PathLike, png: str | os.PathLike) -> None:
+    """Write a figure as PDF and as PNG (200 dpi): the same figure, the same bytes; whole files only."""
+    for path, options in ((Path(pdf), {"metadata": {"CreationDate": None}}), (Path(png), {"dpi": 200})):
+        temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
+        try:
+            figure.savefig(temporary, format=path.suffix[1:], **options)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
