@@ -1,13 +1,14 @@
 # `make reproduce` and `make test` are all a newcomer needs; each installs what it needs into .venv by itself.
-STUDY ?= mini
+STUDY ?= $(shell sed -n 's/^study: *//p' config/config.yaml)
 CORES ?= all
+FIGURES := $(if $(filter mini,$(STUDY)),figures,figures/$(STUDY))
+REPORT := $(if $(filter mini,$(STUDY)),report.html,report-$(STUDY).html)
 BIN := .venv/bin
 STAMP := .venv/.installed
-# A file, not a symlink to a cache: matplotlib and Hugging Face must never look for anything outside.
+# No study fetches anything; without this Hugging Face may look on its hub for newer versions of local models.
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.DELETE_ON_ERROR:
 .PHONY: help reproduce test lint track clean
 
 help:
@@ -25,7 +26,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 reproduce: $(STAMP)
 	@$(BIN)/snakemake --cores $(CORES) --config study=$(STUDY)
-	@$(BIN)/python scripts/report_places.py $(STUDY)
+	@echo "Figures and tables: $(CURDIR)/$(FIGURES)"
+	@echo "Report:             $(CURDIR)/$(REPORT)"
 
 test: $(STAMP) lint
 	@$(BIN)/python -m pytest
@@ -40,4 +42,4 @@ track: $(STAMP)
 	@$(BIN)/python scripts/track_streams.py $(STUDY)
 
 clean:
-	rm -rf results logs benchmarks/*.jsonl report.html .snakemake
+	rm -rf results logs benchmarks report*.html .snakemake

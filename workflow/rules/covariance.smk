@@ -1,0 +1,24 @@
+rule compute_covariance:
+    input:
+        get_model_files("{model}"),
+        text="results/models/{model}/text.txt",
+    output:
+        link="results/covariances/{model}.{key}.safetensors",
+    log:
+        "logs/compute_covariance/{model}.{key}.log",
+    benchmark:
+        "benchmarks/compute_covariance/{model}.{key}.jsonl"
+    conda:
+        "../../environment.yml"
+    threads: 2
+    params:
+        code=code_digest("covariance"),
+    message:
+        "Covariance of {wildcards.model}: restored by DVC, or computed"
+    script:
+        "../../scripts/compute_covariance.py"
+
+
+rule covariances:
+    input:
+        sorted({get_covariance_path(stream.model) for stream in study.streams.values()}),

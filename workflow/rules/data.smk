@@ -1,0 +1,23 @@
+rule make_dataset:
+    input:
+        files=get_request_files,
+    output:
+        requests="results/datasets/{dataset}/requests.json",
+        facts="results/datasets/{dataset}/facts.json",
+        lines="results/datasets/{dataset}/lines.txt",
+    log:
+        "logs/make_dataset/{dataset}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        source=get_source,
+        code=code_digest("world", "facts"),
+    message:
+        "Data set {wildcards.dataset}: requests, and the facts that they are about"
+    script:
+        "../../scripts/make_dataset.py"
+
+
+rule datasets:
+    input:
+        sorted({f"results/datasets/{stream.dataset}/requests.json" for stream in study.streams.values()}),

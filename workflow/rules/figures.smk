@@ -1,0 +1,28 @@
+rule draw_figure:
+    input:
+        results=get_figure_results,
+    output:
+        csv=f"{FIGURES}/{{figure}}.csv",
+        pdf=f"{FIGURES}/{{figure}}.pdf",
+        png=report(
+            f"{FIGURES}/{{figure}}.png",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
+    log:
+        f"logs/draw_figure/{study.name}/{{figure}}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        parts=get_figure_parts,
+        code=code_digest("figures"),
+    message:
+        "Figure {wildcards.figure}"
+    script:
+        "../../scripts/draw_figure.py"
+
+
+rule figures:
+    input:
+        collect(f"{FIGURES}/{{figure}}.{{ending}}", figure=study.figures, ending=["pdf", "png", "csv"]),

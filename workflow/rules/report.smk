@@ -1,0 +1,48 @@
+rule aggregate:
+    input:
+        metrics=collect("results/streams/{path}/metrics.jsonl", path=study.streams),
+        introduction="workflow/report/workflow.rst",
+    output:
+        report(
+            collect(f"{FIGURES}/table-{{protocol}}.csv", protocol=PROTOCOLS),
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "scores after the last batch"},
+        ),
+        collect(f"{FIGURES}/table-{{protocol}}.md", protocol=PROTOCOLS),
+        metrics=f"results/studies/{study.name}/metrics.csv",
+        main=f"{FIGURES}/metrics.json",
+        text=f"results/studies/{study.name}/report.rst",
+    log:
+        f"logs/aggregate/{study.name}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        study=study.name,
+        description=study.description,
+        protocols=PROTOCOLS,
+        tables=FIGURES,
+        code=code_digest("report"),
+    message:
+        "Study {params.study}: all metrics, tables, and what came out in words"
+    script:
+        "../../scripts/aggregate.py"
+
+
+rule make_report:
+    input:
+        rules.figures.input,
+        rules.aggregate.output,
+        text=rules.aggregate.output.text,
+    output:
+        html=REPORT,
+    log:
+        f"logs/make_report/{study.name}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        study=study.name,
+    message:
+        "Report of study {params.study}"
+    shell:
+        "snakemake figures {input.text} --cores 1 --report {output.html} --config study={params.study} 2>&1 | tee {log}"

@@ -1,0 +1,30 @@
+rule edit_stream:
+    input:
+        get_model_files("{model}"),
+        requests=get_requests,
+        covariance=get_covariance,
+    output:
+        metrics=f"results/streams/{STREAM}/metrics.jsonl",
+        records=f"results/streams/{STREAM}/records.parquet",
+        zscores=f"results/streams/{STREAM}/zscores.parquet",
+    log:
+        f"logs/edit_stream/{STREAM}.log",
+    benchmark:
+        f"benchmarks/edit_stream/{STREAM}.jsonl"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        stream=get_stream_settings,
+        code=get_method_code,
+        # Snakemake removes the outputs of a killed job; the stream goes on from here.
+        checkpoint=f"results/checkpoints/{STREAM}",
+    message:
+        "Stream: {wildcards.method} ({wildcards.setting}) edits {wildcards.model} with {wildcards.dataset}, seed {wildcards.seed}"
+    script:
+        "../../scripts/edit_stream.py"
+
+
+rule streams:
+    input:
+        collect("results/streams/{path}/metrics.jsonl", path=study.streams),
