@@ -89,7 +89,8 @@ def _score_axis(axes: Axes) -> None:
 
 def _legend(figure: Figure, axes: Axes, below: bool = True) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    place = {"loc": "outside lower center", "ncols": 6} if below else {"loc": "outside right center"}
+    columns = max(1, int(figure.get_figwidth() / 1.9))  # inches that the longest label takes
+    place = {"loc": "outside lower center", "ncols": columns} if below else {"loc": "outside right center"}
     figure.legend(handles, labels, frameon=False, columnspacing=1.4, **place)
 
 
@@ -127,7 +128,7 @@ def _method_grid(frame: pd.DataFrame, x: str, label: str, finish: Callable[[Axes
 
 def _draw_hook(frame: pd.DataFrame) -> Figure:
     def finish(axes: Axes) -> None:
-        axes.set_xlim(0, frame["edits"].max() * 1.02)
+        axes.set_xlim(0, frame["edits"].max() * 1.05)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
 
     return _method_grid(frame, "edits", "edits made", finish)
@@ -186,7 +187,7 @@ def _short(value: object) -> str:
 def _draw_zscore(frame: pd.DataFrame) -> Figure:
     """One row of panels per data set and kind of prompt, one panel per layer."""
     looks = {
-        "subject": ("edited key (subject's token)", "#0072B2"),
+        "subject": ("edited subject's token", "#0072B2"),
         "other": ("other tokens", "#999999"),
     }
     layers = sorted(frame["layer"].unique())
@@ -206,7 +207,7 @@ def _draw_zscore(frame: pd.DataFrame) -> Figure:
                 bar = {"color": colour, "alpha": 0.65, "label": label, "linewidth": 0.4}
                 axes.bar(bins["z_low"], bins["share"], widths, align="edge", **bar)
             for alpha in here["alpha"].dropna().unique():
-                axes.axvline(alpha, color="#D55E00", linestyle="--", label="threshold α after the last batch")
+                axes.axvline(alpha, color="#D55E00", linestyle="--", label="threshold α at the end")
             axes.grid(axis="x", visible=False)
             axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
             axes.set_title(f"layer {layer}" if axes in panels[0] else "")
