@@ -42,4 +42,4 @@ track: $(STAMP)
 	@$(BIN)/python scripts/track_streams.py $(STUDY)
 
 clean:
-	rm -rf results logs benchmarks report*.html .snakemake
+	rm -rf results logs report*.html .snakemake

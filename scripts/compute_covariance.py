@@ -1,4 +1,4 @@
-"""Restore a model's covariance through DVC, or compute it: in the DVC stage, or by the stage's own command without DVC."""
+"""Restore a model's covariance through DVC, or compute it: in its DVC stage, or without DVC by the same command."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""Put the stream results of a finished study under DVC (one .dvc file per model), and push them where there is a remote."""
+"""Put a finished study's stream results under DVC, one .dvc file per model; push them where there is a remote."""
 
 import subprocess
 import sys

@@ -35,7 +35,7 @@ def code_digest(*modules: str, package: str = "coachhook", without: Collection[s
 
 
 def method_digest(name: str) -> str:
-    """Digest of the code of a stream with one method: of the registry only this method's line, of the methods only its own.
+    """Digest of the code of a stream: of the methods and of their registry only what concerns this one.
 
     Adding a method thus leaves the results of all others as they are. Raises KeyError for an unknown method.
     """

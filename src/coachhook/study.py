@@ -267,3 +267,12 @@ def _value(value: Any) -> str:
 def settings_key(*settings: Any) -> str:
     """Eight hexadecimal digits that change with any of the settings: part of the name of what they produce."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def covariance_command(model: str, settings: Mapping[str, Any]) -> str:
+    """What computes a model's covariance; the DVC stage covariance@<model> runs the same."""
+    return (
+        f"coachhook covariance results/models/{model} --texts results/models/{model}/text.txt "
+        f"--layers {settings['layers']} --max-tokens {settings['max_tokens']} "
+        f"--out data/covariances/{model}.safetensors"
+    )

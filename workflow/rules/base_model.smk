@@ -9,7 +9,7 @@ rule train_base_model:
     log:
         "logs/train_base_model/{model}.log",
     benchmark:
-        "benchmarks/train_base_model/{model}.jsonl"
+        "results/benchmarks/train_base_model/{model}.jsonl"
     conda:
         "../../environment.yml"
     # The weights depend on the number of threads; with fewer cores than this, Snakemake lowers it.

@@ -6,7 +6,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from coachhook.provenance import code_digest, method_digest
-from coachhook.study import StudyError, check_config, load_study, settings_key
+from coachhook.study import StudyError, check_config, covariance_command, load_study, settings_key
 
 SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
 
@@ -71,14 +71,8 @@ def get_covariance_path(model):
     return f"results/covariances/{model}.{settings_key(study.models[model]['covariance'])}.safetensors"
 
 
-def get_command(wildcards):
-    """The command of the DVC stage covariance@<model>, for where there is no DVC (dvc.yaml has the same)."""
-    model, settings = wildcards.model, study.models[wildcards.model]["covariance"]
-    return (
-        f"coachhook covariance results/models/{model} --texts results/models/{model}/text.txt "
-        f"--layers {settings['layers']} --max-tokens {settings['max_tokens']} "
-        f"--out data/covariances/{model}.safetensors"
-    )
+def get_covariance_command(wildcards):
+    return covariance_command(wildcards.model, study.models[wildcards.model]["covariance"])
 
 
 def get_stream(wildcards):

@@ -7,11 +7,12 @@ rule compute_covariance:
     log:
         "logs/compute_covariance/{model}.{key}.log",
     benchmark:
-        "benchmarks/compute_covariance/{model}.{key}.jsonl"
+        "results/benchmarks/compute_covariance/{model}.{key}.jsonl"
     conda:
         "../../environment.yml"
     threads: 2
     params:
+        command=get_covariance_command,
         code=code_digest("covariance"),
     message:
         "Covariance of {wildcards.model}: restored by DVC, or computed"

@@ -10,7 +10,7 @@ rule edit_stream:
     log:
         f"logs/edit_stream/{STREAM}.log",
     benchmark:
-        f"benchmarks/edit_stream/{STREAM}.jsonl"
+        f"results/benchmarks/edit_stream/{STREAM}.jsonl"
     conda:
         "../../environment.yml"
     threads: 1

@@ -1,0 +1,79 @@
+"""Projects to run the workflow in: copies of this one, so that no test touches its results."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PARTS = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "Snakefile", "dvc.yaml")
+FOLDERS = ("config", "workflow", "profiles", "scripts", "src/coachhook")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A copy of this project; commands run in it see its own `src`."""
+
+    root: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        tools = str(Path(sys.executable).parent)
+        return os.environ | {
+            "PATH": os.pathsep.join([tools, os.environ["PATH"]]),
+            "PYTHONPATH": str(self.root / "src"),
+            "OMP_NUM_THREADS": "1",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            **{f"GIT_{who}_{what}": "tester" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+        }
+
+    def run(self, *command: str, fails: bool = False) -> str:
+        """Run a command in the project and return all it printed; it must succeed, or fail."""
+        run = subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+        )
+        assert (run.returncode != 0) == fails, f"{' '.join(command)} ended with {run.returncode}:\n{run.stdout}"
+        return run.stdout
+
+    def snakemake(self, *arguments: str, study: str = "smoke", fails: bool = False) -> str:
+        return self.run("snakemake", "--cores", "2", *arguments, "--config", f"study={study}", fails=fails)
+
+    def jobs(self, *arguments: str, study: str = "smoke") -> set[str]:
+        """Rules that would run now."""
+        text = self.snakemake("--dry-run", *arguments, study=study)
+        lines = text.partition("Job stats:")[2].partition("total")[0].splitlines()
+        return {line.split()[0] for line in lines if line and line.split()[-1].isdigit()}
+
+    def commit(self) -> None:
+        if not (self.root / ".git").exists():
+            self.run("git", "init", "--quiet")
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", "state")
+
+
+def copy_project(root: Path) -> Project:
+    for name in PARTS:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return Project(root)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Project:
+    """A git project in which the smoke study has been run. Tests leave it as it is, or put it back."""
+    project = copy_project(tmp_path_factory.mktemp("finished"))
+    project.commit()
+    (project.root / "output.txt").write_text(project.snakemake(), encoding="utf-8")
+    return project
