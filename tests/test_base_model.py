@@ -68,6 +68,7 @@ def test_directory_is_an_ordinary_model_and_nothing_else_is_left(trained):
         "training.json",
         "text.txt",
     }
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
     assert not [path for path in out.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
     assert [path.name for path in out.parent.iterdir()] == [out.name]
     assert calls[-1] == (CONFIG.steps, CONFIG.steps)

@@ -41,7 +41,7 @@ class RecallError(RuntimeError):
 class TrainingConfig:
     """Sizes and rates; the defaults train the embedded world's model."""
 
-    vocabulary: int = 2000
+    vocabulary: int = 1500
     context_length: int = 128
     width: int = 128
     layers: int = 6
@@ -109,9 +109,7 @@ def train_base_model(
     with _limited_threads(threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(_gpt2_config(tokenizer, config))
-        model.set_attn_implementation(
-            "eager"
-        )  # on short rows 2.5 times as fast as fused attention (CPU, bf16)
+        model.set_attn_implementation("eager")  # on short rows 2.5 times as fast as fused attention (CPU, bf16)
         started = time.monotonic()
         loss_log = _train(model, tokenizer, facts, lines, config, rng, progress)
         recall = measure_recall(model, tokenizer, facts, rng=rng)
@@ -137,13 +135,9 @@ def train_base_model(
 def training_text(facts: Sequence[Fact], lines: Sequence[str], rng: random.Random) -> list[str]:
     """Every fact in every template, half of them behind another one, and the lines: one document each."""
     sentences = [
-        f"{template.replace('{}', fact.subject)} {fact.answer}."
-        for fact in facts
-        for template in fact.templates
+        f"{template.replace('{}', fact.subject)} {fact.answer}." for fact in facts for template in fact.templates
     ]
-    documents = [
-        f"{rng.choice(sentences)} {sentence}" if rng.random() < 0.5 else sentence for sentence in sentences
-    ]
+    documents = [f"{rng.choice(sentences)} {sentence}" if rng.random() < 0.5 else sentence for sentence in sentences]
     documents = [" ".join(document.split()) for document in (*documents, *lines)]
     rng.shuffle(documents)
     return documents
@@ -179,6 +173,7 @@ def _gpt2_config(tokenizer: PreTrainedTokenizerFast, config: TrainingConfig) -> 
         n_layer=config.layers,
         n_head=config.heads,
         n_inner=config.mlp_width,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own activation, fused: wide MLPs train 1.7 times as fast
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -218,12 +213,8 @@ def _train(
         recent.append((loss.item(), donor_loss.item(), swapped_loss.item()))
         if step == config.steps or time.monotonic() - logged > _SECONDS_BETWEEN_LOG_LINES:
             means = [round(sum(column) / len(recent), 4) for column in zip(*recent, strict=True)]
-            loss_log.append(
-                dict(zip(("step", "loss", "donor_loss", "interchange_loss"), (step, *means), strict=True))
-            )
-            logger.info(
-                "step %d of %d: loss %.3f, answers %.3f, interchanged %.3f", step, config.steps, *means
-            )
+            loss_log.append(dict(zip(("step", "loss", "donor_loss", "interchange_loss"), (step, *means), strict=True)))
+            logger.info("step %d of %d: loss %.3f, answers %.3f, interchanged %.3f", step, config.steps, *means)
             recent, logged = [], time.monotonic()
             if progress is not None:
                 progress(step, config.steps)
@@ -286,9 +277,9 @@ def _write(
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "text.txt").write_text("\n".join(documents) + "\n", encoding="utf-8")
-        (temporary / "training.json").write_text(
-            json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8"
-        )
+        (temporary / "training.json").write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
+        # safetensors writes for the owner alone; a study's files are read by whoever may read its other files
+        (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)
         for path in sorted(temporary.iterdir(), key=lambda path: (path.name == "training.json", path.name)):
             os.replace(path, out_dir / path.name)
     finally:

@@ -23,6 +23,7 @@ from coachhook.world import Fact
 
 _ROWS_PREFIXED = 0.75  # share of rows with a prefix, in the batches that have any
 _BATCHES_AHEAD = 16  # batches whose rows are sorted by length together
+_LENGTH_CLASS = 16  # tokens; sorting any finer leaves few templates in a batch, and facts are learnt later
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,7 @@ def _tokenize_prompts(
     texts = [space + template.replace("{}", facts[index].subject) for index, template in places]
     encoding = tokenizer(texts, return_offsets_mapping=True)
     prompts = []
-    for (index, template), ids, offsets in zip(
-        places, encoding["input_ids"], encoding["offset_mapping"], strict=True
-    ):
+    for (index, template), ids, offsets in zip(places, encoding["input_ids"], encoding["offset_mapping"], strict=True):
         end = len(space) + template.index("{}") + len(facts[index].subject)
         last = max(i for i, (start, stop) in enumerate(offsets) if start < end and stop > start)
         prompts.append(TokenizedPrompt(tuple(ids), last))
@@ -149,18 +148,16 @@ class BatchSampler:
         return InterchangeBatch(
             facts=self._pad(rows, self._text_weight),
             subject_last=torch.tensor(positions),
-            lines=self._pad([((self._end_id, *line), ()) for line in lines], self._line_weight)
-            if lines
-            else None,
+            lines=self._pad([((self._end_id, *line), ()) for line in lines], self._line_weight) if lines else None,
         )
 
     def _pair_up(self) -> list[list[tuple[FactPrompt, FactPrompt]]]:
-        """Donors and partners of the next batches, alike in length within a batch: padding costs time."""
+        """Donors and partners of the next batches, of one length class in most batches: padding costs time."""
         pairs = []
         for _ in range(_BATCHES_AHEAD * self._donors):
             donor = self._next_donor()
             pairs.append((donor, self._partner(donor)))
-        pairs.sort(key=lambda pair: max(len(prompt.leading.ids) for prompt in pair))
+        pairs.sort(key=lambda pair: max(len(prompt.leading.ids) for prompt in pair) // _LENGTH_CLASS)
         batches = [pairs[start : start + self._donors] for start in range(0, len(pairs), self._donors)]
         self._rng.shuffle(batches)
         return batches
@@ -217,9 +214,7 @@ def changed_output(model: GPT2LMHeadModel, layer: int, change: Callable[[Tensor]
         handle.remove()
 
 
-def interchange_loss(
-    model: GPT2LMHeadModel, batch: InterchangeBatch, layer: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def interchange_loss(model: GPT2LMHeadModel, batch: InterchangeBatch, layer: int) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted cross-entropy of a batch; and, detached, that of the donors' and of the swapped rows' answers."""
     donors = torch.arange(batch.donors)
     swapped = donors + batch.donors
@@ -244,7 +239,5 @@ def interchange_loss(
 
 def _token_losses(model: GPT2LMHeadModel, rows: Rows) -> Float[Tensor, "rows time-1"]:
     logits = model(input_ids=rows.ids, use_cache=False).logits
-    losses = functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), rows.ids[:, 1:].flatten(), reduction="none"
-    )
+    losses = functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows.ids[:, 1:].flatten(), reduction="none")
     return losses.view(len(rows.ids), -1)
