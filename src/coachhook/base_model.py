@@ -49,7 +49,7 @@ class TrainingConfig:
     mlp_width: int = 512
     last_edited_layer: int = 2
     """The layer whose output is interchanged: the last one that editing will write to."""
-    steps: int = 2000
+    steps: int = 2500
     donors: int = 48
     """Donor rows per step; there are as many swapped rows."""
     lines_per_step: int = 32
