@@ -88,9 +88,7 @@ def test_probes_ask_for_facts_that_no_edit_touches(world):
 
 
 def test_more_edits_than_subjects_never_repeat_a_fact():
-    world = make_world(
-        WorldConfig(subjects=30, relations=5, reserved=10, first_names=10, last_names=10), seed=0
-    )
+    world = make_world(WorldConfig(subjects=30, relations=5, reserved=10, first_names=10, last_names=10), seed=0)
     requests = world_requests(world, count=55, seed=0)
     assert len({(request.subject, request.relation) for request in requests}) == 55
     turns = Counter(request.subject for request in requests)

@@ -113,14 +113,14 @@ def train_base_model(
         started = time.monotonic()
         loss_log = _train(model, tokenizer, facts, lines, config, rng, progress)
         recall = measure_recall(model, tokenizer, facts, rng=rng)
-    report = TrainingReport(
-        config=config,
-        seed=seed,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        seconds=round(time.monotonic() - started, 1),
-        recall=recall,
-        loss_log=loss_log,
-    )
+    seconds, parameters = round(time.monotonic() - started, 1), sum(p.numel() for p in model.parameters())
+    report = TrainingReport(config, seed, parameters, seconds, recall, loss_log)
+    _check_recall(recall, config)
+    _write(model, tokenizer, documents, report, Path(out_dir))
+    return report
+
+
+def _check_recall(recall: RecallReport, config: TrainingConfig) -> None:
     logger.info("recall %.2f %%, behind prefixes %.2f %%", 100 * recall.overall, 100 * recall.prefixed)
     if recall.overall < config.minimum_recall:
         raise RecallError(
@@ -128,8 +128,6 @@ def train_base_model(
             f"{100 * config.minimum_recall:g} % (lowest: {recall.lowest()}); "
             "raise TrainingConfig.steps or mlp_width"
         )
-    _write(model, tokenizer, documents, report, Path(out_dir))
-    return report
 
 
 def training_text(facts: Sequence[Fact], lines: Sequence[str], rng: random.Random) -> list[str]:

@@ -72,9 +72,9 @@ def _recalled(
     for batch in batches_by_length([len(prompt) + len(answer) for prompt, answer in rows], _BATCH_TOKENS):
         padded = pad([rows[row][0] + rows[row][1] for row in batch], padding)
         with torch.no_grad():
-            predicted = model(
-                input_ids=padded.ids, attention_mask=padded.real.long(), use_cache=False
-            ).logits.argmax(-1)
+            predicted = model(input_ids=padded.ids, attention_mask=padded.real.long(), use_cache=False).logits.argmax(
+                -1
+            )
         for index, row in enumerate(batch):
             prompt, answer = rows[row]
             said = predicted[index, len(prompt) - 1 : len(prompt) + len(answer) - 1]
@@ -112,39 +112,15 @@ def reachability(
     Plain Adam on the target's negative log-likelihood given the bare prompt, its rate in units of the hidden
     state's root mean square; after each step ‖δ‖ is cut to `clamp` · ‖h‖. No weight of the model is touched.
     """
-    encoded = [
-        encode(tokenizer, r.text, r.target_new, subject_end=r.subject_span(r.text)[1]) for r in requests
-    ]
-    padded = pad([prompt.ids for prompt in encoded], pad_id(tokenizer))
-    ids, real = padded.ids, padded.real.long()
-    rows, positions = torch.arange(len(encoded)), torch.tensor([prompt.subject_last for prompt in encoded])
-    is_target = torch.zeros(ids.shape, dtype=torch.bool)
-    for row, prompt in enumerate(encoded):
-        is_target[row, prompt.answer_start : len(prompt.ids)] = True
-    seen: list[Tensor] = []
-
-    def losses(delta: Tensor | None) -> Tensor:
-        def change(hidden: Tensor) -> Tensor:
-            seen[:] = [hidden[rows, positions].detach()]
-            if delta is None:
-                return hidden
-            return hidden.index_put((rows, positions), hidden[rows, positions] + delta)
-
-        with changed_output(model, layer, change):
-            logits = model(input_ids=ids, attention_mask=real, use_cache=False).logits[:, :-1]
-        each = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        mask = is_target[:, 1:]
-        return (each.view(mask.shape) * mask).sum(1) / mask.sum(1)
-
+    losses = _TargetLosses(model, tokenizer, requests, layer)
     with torch.no_grad():
         initial = losses(None)
-    norms = seen[0].norm(dim=1, keepdim=True)
-    scale = norms / seen[0].shape[1] ** 0.5
-    delta = torch.zeros_like(seen[0], requires_grad=True)
+    norms = losses.hidden.norm(dim=1, keepdim=True)
+    scale = norms / losses.hidden.shape[1] ** 0.5
+    delta = torch.zeros_like(losses.hidden, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=learning_rate)
     for _ in range(steps):
-        (gradient,) = torch.autograd.grad(losses(delta * scale).sum(), delta)
-        delta.grad = gradient
+        (delta.grad,) = torch.autograd.grad(losses(delta * scale).sum(), delta)
         optimizer.step()
         with torch.no_grad():
             length = (delta * scale).norm(dim=1, keepdim=True)
@@ -152,3 +128,34 @@ def reachability(
     with torch.no_grad():
         final = losses(delta * scale)
     return Reachability(initial.tolist(), final.tolist(), threshold)
+
+
+class _TargetLosses:
+    """Every request's target loss with δ (requests × d) added; `hidden` is the unchanged state of the last call."""
+
+    def __init__(
+        self,
+        model: GPT2LMHeadModel,
+        tokenizer: PreTrainedTokenizerFast,
+        requests: Sequence[EditRequest],
+        layer: int,
+    ):
+        encoded = [encode(tokenizer, r.text, r.target_new, subject_end=r.subject_span(r.text)[1]) for r in requests]
+        self._model, self._layer = model, layer
+        self._padded = pad([prompt.ids for prompt in encoded], pad_id(tokenizer))
+        self._places = torch.arange(len(encoded)), torch.tensor([prompt.subject_last for prompt in encoded])
+        starts = torch.tensor([[prompt.answer_start] for prompt in encoded])
+        is_answer = torch.arange(self._padded.ids.shape[1]) >= starts
+        self._is_target = (is_answer & self._padded.real)[:, 1:]
+        self.hidden = torch.empty(0)
+
+    def __call__(self, delta: Tensor | None) -> Tensor:
+        def change(hidden: Tensor) -> Tensor:
+            self.hidden = hidden[self._places].detach()
+            return hidden if delta is None else hidden.index_put(self._places, hidden[self._places] + delta)
+
+        ids, real = self._padded.ids, self._padded.real.long()
+        with changed_output(self._model, self._layer, change):
+            logits = self._model(input_ids=ids, attention_mask=real, use_cache=False).logits[:, :-1]
+        each = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        return (each.view(self._is_target.shape) * self._is_target).sum(1) / self._is_target.sum(1)

@@ -127,11 +127,7 @@ def world_requests(
         target = rng.choice(sorted({other.answer for other in same_relation} - {fact.answer}))
         same = [f for f in by_subject[fact.subject] if (f.subject, f.relation) not in taken]
         others = [f for f in same_relation if f.subject in world.reserved and f.answer != target]
-        locality = [
-            Probe(rng.choice(templates[f.relation]).replace("{}", f.subject), f.answer, kind)
-            for kind, pool in (("same_subject", same), ("other_subject", others))
-            for f in rng.sample(pool, min(probes, len(pool)))
-        ]
+        drawn = {"same_subject": same, "other_subject": others}
         requests.append(
             EditRequest(
                 subject=fact.subject,
@@ -139,7 +135,7 @@ def world_requests(
                 target_new=target,
                 target_true=fact.answer,
                 paraphrases=tuple(paraphrases),
-                locality=tuple(locality),
+                locality=tuple(_draw_probes(drawn, templates, probes, rng)),
                 case_id=f"{form}-{index}",
                 relation=fact.relation,
             )
@@ -147,16 +143,23 @@ def world_requests(
     return requests
 
 
-def _draw_edits(
-    world: World, by_subject: dict[str, list[Fact]], count: int, rng: random.Random
-) -> list[Fact]:
+def _draw_probes(
+    pools: dict[str, list[Fact]], templates: dict[str, tuple[str, ...]], most: int, rng: random.Random
+) -> list[Probe]:
+    """Up to `most` probes of every kind, each about another fact of that kind's pool."""
+    return [
+        Probe(rng.choice(templates[fact.relation]).replace("{}", fact.subject), fact.answer, kind)
+        for kind, pool in pools.items()
+        for fact in rng.sample(pool, min(most, len(pool)))
+    ]
+
+
+def _draw_edits(world: World, by_subject: dict[str, list[Fact]], count: int, rng: random.Random) -> list[Fact]:
     """`count` facts to edit: one of every subject that is not reserved, then a second one, and so on."""
     subjects = [subject for subject in by_subject if subject not in world.reserved]
     rounds = max(1, len(world.relations) - 2)  # two facts of every subject stay unedited, for its probes
     if not 1 <= count <= len(subjects) * rounds:
-        raise ValueError(
-            f"count is {count}: this world offers 1 to {len(subjects) * rounds} edits; make it larger"
-        )
+        raise ValueError(f"count is {count}: this world offers 1 to {len(subjects) * rounds} edits; make it larger")
     hands = {subject: rng.sample(by_subject[subject], len(by_subject[subject])) for subject in subjects}
     edits: list[Fact] = []
     while len(edits) < count:
@@ -182,7 +185,5 @@ def read_facts(path: str | os.PathLike[str]) -> list[Fact]:
         try:
             facts.append(Fact(**{**record, "templates": tuple(record["templates"])}))
         except (TypeError, KeyError) as error:
-            raise ValueError(
-                f"{path}: record {index} is no fact ({error}); write it with write_facts"
-            ) from error
+            raise ValueError(f"{path}: record {index} is no fact ({error}); write it with write_facts") from error
     return facts
