@@ -83,7 +83,8 @@ class HookLayers:
     """
 
     def __init__(self, parts: ModelParts, gates: dict[int, Gate]):
-        self._layers = {layer: HookLayer(layer, parts.rewrite_module(layer), gates[layer]) for layer in sorted(gates)}
+        modules = {layer: parts.rewrite_module(layer) for layer in sorted(gates)}  # refuses before any hook is set
+        self._layers = {layer: HookLayer(layer, module, gates[layer]) for layer, module in modules.items()}
         self._handle = parts.backbone.register_forward_pre_hook(self._see_mask, with_kwargs=True)
 
     def __getitem__(self, layer: int) -> HookLayer:

@@ -55,6 +55,7 @@ class Method(ABC):
 
     config_class: ClassVar[type[MethodConfig]]
     needs_covariance: ClassVar[bool]
+    prefixes: tuple[str, ...] = ()  # texts that the method puts in front of prompts while it edits
 
     def __init__(
         self,

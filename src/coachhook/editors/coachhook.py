@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -32,7 +32,7 @@ class CoachHookConfig(MethodConfig):
     gate: Literal["paper", "off"] = Field("paper", description="which tokens the hook layers answer for")
     covariance_weight: float = Field(15_000, gt=0, description="λ, weight of the covariance C0")
     alpha: float = Field(2.2, description="α_z, the paper gate's first threshold")
-    past_weight: float | Literal["lambda"] = Field(
+    past_weight: Annotated[float, Field(ge=0)] | Literal["lambda"] = Field(
         1.0,
         description="weight of earlier batches' keys: 1, 0 (MEMIT forgets them) or lambda (released ablation)",
     )
@@ -67,17 +67,16 @@ class CoachHook(Method):
     def __init__(self, model, tokenizer, config: CoachHookConfig, covariance: Covariance | None):
         super().__init__(model, tokenizer, config, covariance)
         self._covariance = covariance
-        self._prefixes = self._make_prefixes()
         self._check_widths()
+        self._solvers = {layer: self._solver(layer) for layer in config.layers}  # refuses before any hook is set
+        self.prefixes = self._make_prefixes()
         self.hooks = HookLayers(self.parts, {layer: self._gate() for layer in config.layers})
-        self._solvers = {}
-        self.reset()
 
     def edit(self, requests: Sequence[EditRequest]) -> Update:
         layers = self.config.layers
         with self.hooks.modes("validated"):
             targets = optimise_targets(
-                self.parts, self.tokenizer, requests, layers[-1], self._prefixes, self.config.targets
+                self.parts, self.tokenizer, requests, layers[-1], self.prefixes, self.config.targets
             ).values
         with torch.no_grad(), self.hooks.modes("temporary"):
             tensors = self._write(requests, targets)
@@ -100,11 +99,7 @@ class CoachHook(Method):
         for hook in self.hooks:
             hook.reset()
             hook.gate = self._gate()
-            if hook.layer in self._solvers:
-                self._solvers[hook.layer].forget()
-            else:
-                covariance = self._covariance.matrices[hook.layer].to(hook.device)
-                self._solvers[hook.layer] = RecursiveLeastSquares(covariance, self.config.covariance_weight)
+            self._solvers[hook.layer].forget()
 
     def disabled(self) -> AbstractContextManager[None]:
         return self.hooks.modes("off")
@@ -127,13 +122,13 @@ class CoachHook(Method):
     def _write(self, requests: Sequence[EditRequest], targets: Tensor) -> dict[str, Tensor]:
         """W_h += Δ, layer by layer, each layer's hook validated once it is written (temporary hooks elsewhere)."""
         layers = self.config.layers
-        prompts = KeyPrompts.encode(self.tokenizer, requests, self._prefixes, self.model.device)
+        prompts = KeyPrompts.encode(self.tokenizer, requests, self.prefixes, self.model.device)
         sweep = LayerSweep(self.parts, self.hooks, prompts, layers)
         tensors = {}
         for index, layer in enumerate(layers):
             keys = sweep.keys(layer).T.contiguous()
             residuals = (targets - sweep.hidden(layer)) / (len(layers) - index)
-            left, right = residuals.T.contiguous(), self._solvers[layer].gain(keys).float()
+            left, right = residuals.T.contiguous(), self._solvers[layer].gain(keys).float().contiguous()
             self.hooks[layer].add(left @ right.T)
             self.hooks[layer].mode = "validated"
             self._solvers[layer].absorb(keys, self.config.past_key_weight)
@@ -153,6 +148,10 @@ class CoachHook(Method):
     def _batch(self, texts: Sequence[str]):
         ids = [self.tokenizer(text)["input_ids"] for text in texts]
         return pad(ids, pad_id(self.tokenizer), self.model.device)
+
+    def _solver(self, layer: int) -> RecursiveLeastSquares:
+        device = self.parts.rewrite_module(layer).weight.device
+        return RecursiveLeastSquares(self._covariance.matrices[layer].to(device), self.config.covariance_weight)
 
     def _gate(self) -> Gate:
         return PaperGate(self.config.alpha) if self.config.gate == "paper" else NoGate()
