@@ -109,15 +109,19 @@ class Editor:
         """Refuse what cannot be edited on this model.
 
         Raises:
-            RequestError: no requests, or a prompt with its target is longer than the context.
+            RequestError: no requests, or a prompt with a prefix and its target is longer than the context.
         """
         if not requests:
             raise RequestError("there are no requests; give at least one")
         longest = self._method.parts.context_length
         for position, request in enumerate(requests, 1):
-            length = len(encode_edit(self.tokenizer, request, answer=request.target_new).ids)
-            if length > longest:
-                problem = f"{length} tokens with its target, the model's context holds {longest}; shorten it"
+            lengths = [
+                len(encode_edit(self.tokenizer, request, prefix, request.target_new).ids)
+                for prefix in ("", *self._method.prefixes)
+            ]
+            if max(lengths) > longest:
+                behind = f" ({max(lengths)} behind the longest prefix)" if max(lengths) > lengths[0] else ""
+                problem = f"{lengths[0]} tokens with its target{behind}, the context holds {longest}; shorten it"
                 raise RequestError(problem, "prompt", request.case_id, position)
 
     def evaluate(self, requests: Sequence[EditRequest], protocol: str = "easyedit") -> Metrics:
@@ -158,7 +162,8 @@ def _load_covariance(
     if isinstance(covariance, Mapping):
         check_matrices(covariance)
         return Covariance(dict(covariance), {}, 0, "")
-    return read_covariance(covariance, model, layers)
+    named = layers if isinstance(layers, Sequence) else None  # what is no list is refused by the configuration
+    return read_covariance(covariance, model, named)
 
 
 def _configure(method: str, config_class: type[MethodConfig], values: dict) -> MethodConfig:

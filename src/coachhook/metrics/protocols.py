@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coachhook.architectures import ModelParts
+from coachhook.edit_request import RequestError
 from coachhook.metrics.questions import LOCALITY, Question
 from coachhook.tokens import EncodedPrompt, batches_by_length, encode_answers, pad, pad_id
 
@@ -30,9 +31,18 @@ def predict(
     asked: Sequence[Question],
     protocol: str,
 ) -> Answers:
-    """The model's answers under `protocol`: one predicted token for each token of the question's answer."""
+    """The model's answers under `protocol`: one predicted token for each token of the question's answer.
+
+    Raises:
+        RequestError: a prompt with its answer is longer than the context.
+    """
+    parts = ModelParts(model)
     rows = encode_answers(tokenizer, [(question.prompt, question.answer) for question in asked])
-    return PROTOCOLS[protocol][0](ModelParts(model), rows, pad_id(tokenizer))
+    for question, row in zip(asked, rows, strict=True):
+        if len(row.ids) > parts.context_length:
+            problem = f"{len(row.ids)} tokens with its answer, the model's context holds {parts.context_length}"
+            raise RequestError(f"{problem}; shorten it", f"{question.kind} prompt", record=question.request + 1)
+    return PROTOCOLS[protocol][0](parts, rows, pad_id(tokenizer)) if rows else []
 
 
 def score(
