@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import random
-import shutil
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -25,6 +25,7 @@ from coachhook.metrics import PROTOCOLS, Answers, Question, predict, questions, 
 from coachhook.tokens import encode
 
 logger = logging.getLogger(__name__)
+_CHECKPOINT_FILE = re.compile(r"\.?(\d{6}\.(safetensors|records\.parquet|metrics\.jsonl)|stream\.json)(\.\d+\.tmp)?")
 
 
 class StreamConfig(BaseModel):
@@ -246,10 +247,12 @@ def _identity(
 
 
 def _open_checkpoint(directory: Path, identity: str) -> Path:
-    """The checkpoint of this very stream; one of another stream is cleared."""
+    """The checkpoint of this very stream; one of another stream is cleared, and nothing else that lies there."""
     marker = directory / "stream.json"
     if not marker.exists() or json.loads(marker.read_text()).get("identity") != identity:
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in directory.iterdir():
+            if _CHECKPOINT_FILE.fullmatch(path.name):
+                path.unlink()
         write_text(marker, json.dumps({"identity": identity}) + "\n")
     return directory
