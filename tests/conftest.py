@@ -1,5 +1,6 @@
 """Small real models, built from their configurations, and a tokenizer trained on the spot."""
 
+import copy
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: nothing is looked up online
@@ -69,7 +70,7 @@ def build_model(family: str, seed: int = 0):
     """A random model of `family`, with weights large enough that its answers differ from prompt to prompt."""
     model_class, config = CONFIGS[family]
     torch.manual_seed(seed)
-    model = model_class(config)
+    model = model_class(copy.deepcopy(config))  # a test may change it
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

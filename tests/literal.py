@@ -48,6 +48,7 @@ class Pass:
 
 def z_scores(distances):
     """(M − mean) / unbiased standard deviation; one token alone has none."""
+    distances = distances.detach()
     count = len(distances)
     if count < 2:
         return torch.full_like(distances, math.nan)
@@ -133,7 +134,7 @@ def find_target(model, tokenizer, request, layer, prefixes, settings, hooks=None
             likelihoods = [logits[len(prompt) - 1 + i, token] for i, token in enumerate(target)]
             losses.append(-sum(likelihoods) / len(likelihoods))
         edited = run(model, essence, hooks, (layer, essence_place, delta)).logits[essence_place].log_softmax(-1)
-        divergence = sum(base.exp() * (base - edited))
+        divergence = (base.exp() * (base - edited)).sum()
         penalty = delta.norm() / hidden.norm() ** 2
         loss = sum(losses) / len(losses) + settings.kl_factor * divergence + settings.weight_decay * penalty
         if loss < settings.stop_loss or step == settings.steps:

@@ -152,7 +152,8 @@ def test_modes_come_back_after_an_error(model):
             assert {hook.mode for hook in hooks} == {"off"}
             raise KeyError
 
-    pytest.raises(KeyError, fail)
+    with pytest.raises(KeyError):
+        fail()
     assert [hook.mode for hook in hooks] == ["temporary", "validated"]
 
 

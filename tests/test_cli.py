@@ -1,0 +1,55 @@
+import pytest
+from conftest import TEXT, build_model
+from typer.testing import CliRunner
+
+from coachhook import methods
+from coachhook.cli import app
+from coachhook.covariance import read_covariance
+
+
+def call(*args):
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory, tokenizer):
+    path = tmp_path_factory.mktemp("model")
+    build_model("gpt2").save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    (path / "text.txt").write_text("\n".join(TEXT) + "\n", encoding="utf-8")
+    return path
+
+
+def test_methods_are_listed():
+    result = call("methods")
+    assert result.exit_code == 0
+    assert result.stdout.split() == list(methods())
+
+
+def test_a_covariance_is_computed_from_a_text_file(directory, tokenizer, tmp_path):
+    out = tmp_path / "c.safetensors"
+    limits = ("--max-tokens", 50, "--background", 8, "--layers", "1,3")
+    result = call("covariance", directory, "--texts", directory / "text.txt", "--out", out, *limits)
+    assert result.exit_code == 0, result.output
+    covariance = read_covariance(out, build_model("gpt2"), (1, 3))
+    assert covariance.tokens == 50
+    assert covariance.background[3].shape == (8, 48)
+
+
+@pytest.mark.parametrize(
+    ("layers", "texts", "words"),
+    [
+        ("one", "text.txt", "error: --layers: 'one' is not a list of numbers such as 13,14,15"),
+        ("1,9", "text.txt", "error: layers: 9 does not exist, the model has layers 0 to 4"),
+        ("1", "none.txt", "none.txt is not a file"),
+        ("1", "empty.txt", "error: texts: there is no text"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(directory, tmp_path, layers, texts, words):
+    (directory / "empty.txt").write_text("")
+    out = tmp_path / "c.safetensors"
+    result = call("covariance", directory, "--texts", directory / texts, "--out", out, "--layers", layers)
+    assert result.exit_code == 1
+    assert words in result.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in result.output
+    assert not out.exists()
