@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PARTS = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "Snakefile", "dvc.yaml")
+PARTS = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "Snakefile", "dvc.yaml", "environment.yml")
 FOLDERS = ("config", "workflow", "profiles", "scripts", "src/coachhook")
 
 
@@ -40,13 +40,13 @@ class Project:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=600,
+            timeout=1800,
         )
         assert (run.returncode != 0) == fails, f"{' '.join(command)} ended with {run.returncode}:\n{run.stdout}"
         return run.stdout
 
     def snakemake(self, *arguments: str, study: str = "smoke", fails: bool = False) -> str:
-        return self.run("snakemake", "--cores", "2", *arguments, "--config", f"study={study}", fails=fails)
+        return self.run("snakemake", "--cores", "1", *arguments, "--config", f"study={study}", fails=fails)
 
     def jobs(self, *arguments: str, study: str = "smoke") -> set[str]:
         """Rules that would run now."""

@@ -50,8 +50,10 @@ def model_folders(tmp_path_factory, tokenizer: PreTrainedTokenizerFast) -> Path:
 
 def _project(root: Path, model_folders: Path, remote: Path | None = None) -> Project:
     project = copy_project(root)
-    entry = {"dataset": "completions", "seed": 0, "covariance": {"layers": "0,1", "max_tokens": 100}, "editing": {}}
-    models = dict.fromkeys(MODELS, entry)
+    models = {
+        name: {"dataset": "completions", "seed": 0, "covariance": {"layers": "0,1", "max_tokens": 100}, "editing": {}}
+        for name in MODELS
+    }
     (root / "config" / "models.yaml").write_text(yaml.safe_dump({"models": models}), encoding="utf-8")
     if remote is not None:
         with open(root / ".dvc" / "config", "a", encoding="utf-8") as config:
