@@ -24,14 +24,14 @@ def z_scores(
         change: ΔW k, per token.
         real: True at real tokens; None where all are.
     """
-    distance = change.float().norm(dim=-1)
+    distance = change.float().norm(dim=-1).double()  # squares of tiny distances would vanish in float32
     if real is None:
         real = torch.ones_like(distance, dtype=torch.bool)
     count = real.sum(-1, keepdim=True)
     mean = torch.where(real, distance, 0.0).sum(-1, keepdim=True) / count
     deviation = torch.where(real, distance - mean, 0.0)
     variance = deviation.square().sum(-1, keepdim=True) / (count - 1)
-    return torch.where(real, deviation / variance.sqrt(), torch.nan)
+    return torch.where(real, deviation / variance.sqrt(), torch.nan).float()
 
 
 class Gate(Protocol):
