@@ -128,7 +128,9 @@ def write_covariance(covariance: Covariance, path: str | os.PathLike) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+    # One key, as safetensors writes several in random order, and the same covariance should be the same bytes.
+    packed = {"coachhook": json.dumps(metadata, sort_keys=True)}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, packed)
     os.replace(temporary, path)
 
 
@@ -147,6 +149,7 @@ def read_covariance(
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
+            metadata = json.loads(metadata["coachhook"]) if "coachhook" in metadata else metadata
             if metadata.get("format") != str(_FORMAT):
                 raise CovarianceError(f"{path}: not a covariance file of format {_FORMAT}; compute it again")
             stored = json.loads(metadata["layers"])

@@ -39,7 +39,9 @@ def write_step(directory: str | os.PathLike, step: int, update: Update) -> None:
     path = step_path(directory, step)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     metadata = {"format": str(_FORMAT), "step": str(step), "info": json.dumps(update.info, sort_keys=True)}
-    save_file({name: tensor.contiguous() for name, tensor in update.tensors.items()}, temporary, metadata)
+    # One key, as safetensors writes several in random order, and the same step should be the same bytes.
+    packed = {"coachhook": json.dumps(metadata, sort_keys=True)}
+    save_file({name: tensor.contiguous() for name, tensor in update.tensors.items()}, temporary, packed)
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -57,6 +59,7 @@ def read_step(directory: str | os.PathLike, step: int) -> Update | None:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
+            metadata = json.loads(metadata["coachhook"]) if "coachhook" in metadata else metadata
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
     except (SafetensorError, OSError) as error:
         raise JournalError(f"{path}: damaged ({error}); delete it and start again") from None
