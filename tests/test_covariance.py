@@ -127,6 +127,12 @@ def test_a_file_gives_back_what_was_computed(tokenizer, tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["c.safetensors"]
 
 
+def test_the_same_covariance_is_the_same_bytes(covariances, tmp_path):
+    for index in range(5):
+        write_covariance(covariances["gptj"], tmp_path / str(index))
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_no_text_is_refused(tokenizer):
     model = build_model("gpt2")
     for texts in ([], ["", ""]):

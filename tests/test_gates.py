@@ -145,5 +145,13 @@ def test_the_gate_is_blind_to_scale():
     assert PaperGate(2.2).swap(changes(tiny), None).any()
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
+def test_tiny_and_huge_distances_keep_their_z_scores(scale):
+    distances = torch.tensor([1.0, 2.0, 4.0, 1.0, 3.0])
+    expected = z_scores(distances[None, :, None])
+    given = z_scores((distances * scale)[None, :, None])
+    torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_no_gate_answers_everywhere():
     assert NoGate().swap(torch.zeros(1, 1, 2), None) is None

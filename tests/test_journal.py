@@ -22,6 +22,13 @@ def test_a_step_comes_back_bit_for_bit(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["000012.safetensors"]
 
 
+def test_the_same_step_is_the_same_bytes(tmp_path):
+    for step in range(5):
+        (tmp_path / str(step)).mkdir()
+        write_step(tmp_path / str(step), 7, update())
+    assert len({step_path(tmp_path / str(step), 7).read_bytes() for step in range(5)}) == 1
+
+
 def test_a_step_that_was_never_stored_is_none(tmp_path):
     write_step(tmp_path, 1, update())
     assert read_step(tmp_path, 2) is None

@@ -1,0 +1,340 @@
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import LAYERS, build_model
+
+from coachhook import EditRequest
+from coachhook.covariance import write_covariance
+from coachhook.errors import CoachHookError
+from coachhook.stream import StreamConfig, draw_requests, run_stream
+
+# The server imports everything once; each stream is then a process of its own that can be killed.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["coachhook.stream", "transformers.models.gpt2.modeling_gpt2", "pyarrow.parquet"])
+
+RESULTS = ("metrics.jsonl", "records.parquet", "zscores.parquet")
+CONFIG = {
+    "method": "coachhook",
+    "hyperparameters": {
+        "covariance_weight": 2.0,
+        "target_steps": 2,
+        "target_lr": 0.05,
+        "context_templates": 2,
+        "alpha": 1.4,
+    },
+    "edits": 6,
+    "batch_size": 2,
+    "evaluate_every": 2,
+    "protocols": ("easyedit", "generate"),
+    "z_scores": True,
+    "seed": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory, tokenizer):
+    path = tmp_path_factory.mktemp("model")
+    build_model("gpt2").save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def covariance(tmp_path_factory, covariances):
+    path = tmp_path_factory.mktemp("covariance") / "c.safetensors"
+    write_covariance(covariances["gpt2"], path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def inputs(model_dir, covariance, requests):
+    return requests, model_dir, covariance
+
+
+def kill_at(moment, place, directory):
+    """Make this process kill itself at a moment: "before" or "after" it puts a file into place, or "during" its
+    n-th evaluation.
+    """
+    import coachhook.stream
+
+    replace, predict, calls = os.replace, coachhook.stream.predict, []
+
+    def replacing(source, target):
+        hit = str(target) == str(directory / str(place))
+        if hit and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+        if hit and moment == "after":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def predicting(*args):
+        calls.append(args)
+        if moment == "during" and len(calls) == place:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return predict(*args)
+
+    os.replace = replacing
+    coachhook.stream.predict = predicting
+
+
+def stream_process(config, inputs, directory, death=None):
+    if death is not None:
+        kill_at(*death, directory)
+    run_stream(config, *inputs, out_dir=directory / "out", checkpoint_dir=directory / "steps")
+
+
+def start(inputs, directory, death=None, **changes):
+    config = StreamConfig(**{**CONFIG, **changes})
+    process = processes.Process(target=stream_process, args=(config, inputs, directory, death))
+    process.start()
+    return process
+
+
+def finish(inputs, directory, **changes):
+    process = start(inputs, directory, **changes)
+    process.join()
+    assert process.exitcode == 0
+    return results(directory)
+
+
+def results(directory):
+    return {name: (directory / "out" / name).read_bytes() for name in RESULTS if (directory / "out" / name).exists()}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, inputs):
+    """Directory, results, and seconds of a stream that nothing disturbed."""
+    directory = tmp_path_factory.mktemp("unbroken")
+    warm = processes.Process(target=time.sleep, args=(0,))  # the server's imports are not the stream's time
+    warm.start()
+    warm.join()
+    began = time.monotonic()
+    given = finish(inputs, directory)
+    return directory, given, time.monotonic() - began
+
+
+def test_a_stream_killed_again_and_again_ends_with_the_same_bytes(inputs, unbroken, tmp_path):
+    deaths = [
+        ("before", "steps/stream.json"),
+        ("after", "steps/stream.json"),
+        ("during", 1),  # the base model's answers
+        ("before", "steps/000001.safetensors"),
+        ("after", "steps/000001.safetensors"),
+        ("during", 4),  # the first evaluation, its second protocol
+        ("before", "steps/000001.records.parquet"),
+        ("after", "steps/000001.records.parquet"),
+        ("after", "steps/000002.safetensors"),
+        ("before", "steps/000002.metrics.jsonl"),
+        ("after", "steps/000003.metrics.jsonl"),
+        ("after", "out/records.parquet"),
+        ("after", "out/metrics.jsonl"),
+    ]
+    for death in deaths:
+        process = start(inputs, tmp_path, death)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, death
+    assert finish(inputs, tmp_path) == unbroken[1]
+    assert set(unbroken[1]) == set(RESULTS)
+    for step in (1, 2, 3):
+        name = f"steps/{step:06d}.safetensors"
+        assert (tmp_path / name).read_bytes() == (unbroken[0] / name).read_bytes()
+
+
+@pytest.mark.parametrize("method", ["memit", "ft-m"])
+def test_other_methods_resume_with_the_same_bytes_too(inputs, tmp_path, method):
+    options = {} if method == "memit" else {"layers": LAYERS, "steps": 3}
+    options = {"target_steps": 2, "context_templates": 1} if method == "memit" else options
+    changes = {"method": method, "hyperparameters": options, "protocols": ("easyedit",), "z_scores": False}
+    process = start(inputs, tmp_path / "a", ("after", "steps/000002.safetensors"), **changes)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert finish(inputs, tmp_path / "a", **changes) == finish(inputs, tmp_path / "b", **changes)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_stream_killed_from_outside_when_a_step_appears(inputs, unbroken, tmp_path, step):
+    process = start(inputs, tmp_path)
+    while not (tmp_path / "steps" / f"{step:06d}.safetensors").exists():
+        assert process.is_alive()
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    assert finish(inputs, tmp_path) == unbroken[1]
+
+
+def test_a_stream_killed_at_random_times_ends_with_the_same_bytes(inputs, unbroken, tmp_path):
+    draw, killed = random.Random(5), 0
+    for latest in (0.3, 0.6, 0.9):
+        process = start(inputs, tmp_path)
+        process.join(draw.uniform(0.05, latest) * unbroken[2])
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+    assert killed >= 1
+    assert finish(inputs, tmp_path) == unbroken[1]
+
+
+def test_a_finished_stream_neither_edits_nor_evaluates_again(inputs, tmp_path, monkeypatch):
+    config = StreamConfig(**{**CONFIG, "edits": 4, "protocols": ("easyedit",)})
+    where = {"out_dir": tmp_path / "out", "checkpoint_dir": tmp_path / "steps"}
+    run_stream(config, *inputs, **where)
+    given = results(tmp_path)
+    shutil.rmtree(tmp_path / "out")
+
+    def again(*args):
+        raise AssertionError("done again")
+
+    monkeypatch.setattr("coachhook.editor.Editor.edit", again)
+    monkeypatch.setattr("coachhook.stream.score", again)
+    run_stream(config, *inputs, **where)
+    assert results(tmp_path) == given
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hyperparameters": {**CONFIG["hyperparameters"], "covariance_weight": 3.0}},
+        {"seed": 4},
+        {"batch_size": 3, "evaluate_every": 3},
+        {"method": "coachhook-nohook"},
+    ],
+    ids=["hyperparameter", "seed", "batch", "method"],
+)
+def test_another_streams_checkpoint_is_not_used(inputs, unbroken, tmp_path, changes):
+    shutil.copytree(unbroken[0] / "steps", tmp_path / "used" / "steps")
+    fresh = finish(inputs, tmp_path / "fresh", **changes)
+    assert finish(inputs, tmp_path / "used", **changes) == fresh
+    assert fresh["metrics.jsonl"] != unbroken[1]["metrics.jsonl"]
+
+
+def test_clearing_another_streams_checkpoint_spares_other_files(inputs, tmp_path):
+    """A wrong path on the command line must not cost the user's files."""
+    steps = tmp_path / "steps"
+    steps.mkdir()
+    ours = ["000009.safetensors", "000009.metrics.jsonl", ".000009.records.parquet.77.tmp"]
+    for name in (*ours, "thesis.txt", "model.safetensors"):
+        (steps / name).write_text("precious")
+    config = StreamConfig(**{**CONFIG, "protocols": ("easyedit",), "z_scores": False, "edits": 2})
+    run_stream(config, *inputs, out_dir=tmp_path / "out", checkpoint_dir=steps)
+    assert (steps / "thesis.txt").read_text() == (steps / "model.safetensors").read_text() == "precious"
+    assert not any((steps / name).exists() for name in ours)
+
+
+def test_metrics_are_the_means_of_the_records(unbroken):
+    rows = [json.loads(line) for line in unbroken[1]["metrics.jsonl"].decode().splitlines()]
+    records = pd.read_parquet(unbroken[0] / "out" / "records.parquet")
+    assert [(row["step"], row["edits"], row["protocol"]) for row in rows] == [
+        (step, 2 * step, protocol) for step in (1, 2, 3) for protocol in CONFIG["protocols"]
+    ]
+    kinds = {
+        "edit": "reliability",
+        "paraphrase": "generality",
+        "other_subject": "locality",
+        "same_subject": "locality_same_subject",
+    }
+    for row in rows:
+        of_row = records[(records.step == row["step"]) & (records.protocol == row["protocol"])]
+        assert set(of_row.request) == set(range(row["edits"]))
+        assert (of_row.batch == of_row.request // 2 + 1).all()
+        for kind, name in kinds.items():
+            scores = of_row[of_row.kind == kind]
+            now = scores[scores.batch == row["step"]]
+            assert row[name] == pytest.approx(scores.groupby("request").score.mean().mean(), abs=1e-6)
+            assert row[f"{name}_current_batch"] == pytest.approx(now.groupby("request").score.mean().mean(), abs=1e-6)
+        mean = (row["reliability"] + row["generality"] + row["locality"]) / 3
+        assert row["mean"] == pytest.approx(mean)
+    alphas = [row["alpha"] for row in rows]
+    assert all(set(alpha) == {str(layer) for layer in LAYERS} for alpha in alphas)
+    for earlier, later in itertools.pairwise(alphas):
+        assert all(later[layer] <= earlier[layer] for layer in later)
+
+
+def test_records_have_the_agreed_columns(unbroken):
+    records = pd.read_parquet(unbroken[0] / "out" / "records.parquet")
+    assert {
+        name: str(kind) for name, kind in records.dtypes.items() if name not in ("case_id", "kind", "protocol")
+    } == {
+        "step": "int32",
+        "edits": "int32",
+        "batch": "int32",
+        "request": "int32",
+        "prompt": "int16",
+        "score": "float32",
+        "superseded": "bool",
+    }
+    assert set(records.kind) == {"edit", "paraphrase", "other_subject", "same_subject"}
+    assert records.score.between(0, 1).all()
+
+
+def test_z_scores_name_the_subjects_token(unbroken, tokenizer, requests):
+    frame = pd.read_parquet(unbroken[0] / "out" / "zscores.parquet")
+    assert list(frame.columns) == ["layer", "kind", "request", "role", "z"]
+    stream = draw_requests(requests, 6, CONFIG["seed"])
+    for (layer, kind, position), group in frame.groupby(["layer", "kind", "request"]):
+        request = stream[position]
+        text = request.text if kind == "edit" else request.paraphrase_texts[0]
+        assert layer in LAYERS
+        assert len(group) == len(tokenizer(text)["input_ids"])
+        assert (group.role == "subject").sum() == 1
+        bound = (len(group) - 1) / math.sqrt(len(group))
+        assert group.z.max() <= bound + 1e-5
+        assert abs(group.z.mean()) < 1e-4
+
+
+def test_superseded_requests_are_marked_in_the_records(model_dir, covariance, tmp_path):
+    pool = [
+        EditRequest("Ada Lovelace", "{} was born in", "Paris", case_id="old"),
+        EditRequest("Ada Lovelace", "{} was born in", "Oslo", case_id="new"),
+        EditRequest("Italy", "The capital of {} is", "Oslo", case_id="free"),
+    ]
+    config = StreamConfig(**{**CONFIG, "edits": 3, "evaluate_every": 3, "z_scores": False})
+    run_stream(config, pool, model_dir, covariance, out_dir=tmp_path / "out", checkpoint_dir=tmp_path / "steps")
+    records = pd.read_parquet(tmp_path / "out" / "records.parquet")
+    order = list(dict.fromkeys(records.case_id))
+    first = min(("old", "new"), key=order.index)  # whichever was drawn first is contradicted by the other
+    assert set(records[records.superseded].case_id) == {first}
+    assert records[records.case_id == first].superseded.all()
+
+
+def test_the_stream_is_drawn_from_the_seed(requests):
+    drawn = [[request.case_id for request in draw_requests(requests, 4, seed)] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) == 4
+    with pytest.raises(CoachHookError, match="wants 7 edits, the data set has 6; lower edits"):
+        draw_requests(requests, 7, 0)
+
+
+@pytest.mark.parametrize(
+    ("edits", "batch", "every", "steps"),
+    [(6, 2, 2, [1, 2, 3]), (7, 2, 4, [2, 4]), (9, 2, 4, [2, 4, 5]), (5, 10, 1, [1]), (6, 2, 100, [3])],
+)
+def test_the_last_step_is_always_evaluated(edits, batch, every, steps):
+    config = StreamConfig(method="memit", edits=edits, batch_size=batch, evaluate_every=every)
+    assert config.evaluation_steps() == steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"protocols": ("rome",)}, "protocol 'rome' is unknown; use one of easyedit, generate"),
+        ({"method": "romeo"}, "method: 'romeo' is unknown"),
+        ({"hyperparameters": {"lamda": 1}}, "lamda: "),
+        ({"edits": 60}, "wants 60 edits"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(inputs, tmp_path, changes, words):
+    config = StreamConfig(**{**CONFIG, **changes})
+    with pytest.raises(CoachHookError, match=words) as caught:
+        run_stream(config, *inputs, out_dir=tmp_path / "out", checkpoint_dir=tmp_path / "steps")
+    assert "\n" not in str(caught.value)
+    assert not any(Path(tmp_path).iterdir())
