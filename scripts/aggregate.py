@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
 study, protocols = snakemake.params.study, snakemake.params.protocols
 log_to(snakemake.log[0], f"study {study}")
+tables = Path(snakemake.output.main).parent
 frame = figures.collect(snakemake.input.metrics)
 figures.write_csv(frame, snakemake.output.metrics)
 for protocol in protocols:
     means = report.table(frame, protocol)
-    figures.write_csv(means, f"{snakemake.params.tables}/table-{protocol}.csv")
-    report.write_markdown(means, f"{snakemake.params.tables}/table-{protocol}.md")
+    figures.write_csv(means, tables / f"table-{protocol}.csv")
+    report.write_markdown(means, tables / f"table-{protocol}.md")
 main = {protocol: report.summary(frame, protocol) for protocol in protocols}
 Path(snakemake.output.main).write_text(json.dumps(main, indent=2) + "\n", encoding="utf-8")
 texts = (

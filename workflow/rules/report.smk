@@ -21,7 +21,6 @@ rule aggregate:
         study=study.name,
         description=study.description,
         protocols=PROTOCOLS,
-        tables=FIGURES,
         code=code_digest("report"),
     message:
         "Study {params.study}: all metrics, tables, and what came out in words"
