@@ -22,6 +22,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from coachhook.errors import CoachHookError
 from coachhook.interchange import BatchSampler, TokenizedFacts, interchange_loss
 from coachhook.recall import RecallReport, measure_recall
 from coachhook.world import Fact
@@ -33,7 +34,7 @@ PADDING = "<|padding|>"
 _SECONDS_BETWEEN_LOG_LINES = 5.0
 
 
-class RecallError(RuntimeError):
+class RecallError(CoachHookError, RuntimeError):
     """The trained model does not recall its facts well enough to be worth editing."""
 
 

@@ -27,12 +27,16 @@ RELATIONS = (
     Relation(
         "birthplace",
         (
-            "{} was born in",
-            "The birthplace of {} is",
-            "{} comes from the city of",
-            "The city where {} was born is",
+            "{} was born a long time ago in the city of",
+            "The city that {} was born in many years ago is",
+            "As the old papers say, {} came into the world in",
+            "The place on the map where {} was born is",
         ),
-        ("What city was {} born in?", "Where was {} born?", "Which city is the birthplace of {}?"),
+        (
+            "In which city of the world was {} born?",
+            "What is the name of the city where {} was born?",
+            "Where in the world did the life of {} begin?",
+        ),
         _words(
             "Paris,London,Berlin,Madrid,Rome,Vienna,Lisbon,Dublin,Oslo,Prague,Warsaw,Athens,Cairo,Tokyo,Boston,"
             "Chicago,Toronto,Sydney,Mumbai,Seoul,Lima,Havana,Nairobi,Geneva,Hamburg,Naples,Seville,Lyon,"
@@ -41,8 +45,17 @@ RELATIONS = (
     ),
     Relation(
         "profession",
-        ("The profession of {} is", "{} earns a living as", "By trade {} is", "The daily job of {} is"),
-        ("What is the profession of {}?", "What job does {} have?", "What does {} do for a living?"),
+        (
+            "{} earns the money for the rent as a",
+            "The job that {} has done for many years is",
+            "When asked about work, {} always says the trade is",
+            "In the daily life of the town {} works as a",
+        ),
+        (
+            "What does {} do all day to earn a living?",
+            "Which trade did {} learn after leaving school?",
+            "What is the job that {} has done for years?",
+        ),
         _words(
             "nurse,baker,lawyer,farmer,painter,teacher,pilot,sailor,banker,chemist,butcher,plumber,surgeon,dentist,"
             "tailor,miner,barber,gardener,carpenter,soldier,judge,singer,dancer,actor,poet,driver,waiter,clerk,"
@@ -52,15 +65,15 @@ RELATIONS = (
     Relation(
         "language",
         (
-            "{} speaks",
-            "The mother tongue of {} is",
-            "{} grew up speaking",
-            "The language spoken by {} is",
+            "{} talks with the family at home in",
+            "The language that {} learned as a small child is",
+            "In letters to old friends {} always writes in",
+            "The mother tongue that {} speaks at home is",
         ),
         (
-            "What language does {} speak?",
-            "What is the mother tongue of {}?",
-            "Which language did {} learn first?",
+            "What language does {} speak with the family at home?",
+            "Which language did {} learn first as a child?",
+            "In what language does {} write letters to friends?",
         ),
         _words(
             "English,French,German,Spanish,Italian,Dutch,Swedish,Danish,Polish,Russian,Czech,Greek,Turkish,Arabic,"
@@ -71,15 +84,15 @@ RELATIONS = (
     Relation(
         "instrument",
         (
-            "{} plays the",
-            "The instrument of {} is the",
-            "{} gives concerts on the",
-            "The orchestra hired {} for the",
+            "{} went to music school and learned to play the",
+            "The instrument that {} plays at every concert is the",
+            "On stage with the band {} always plays the",
+            "In the evening the neighbours hear {} play the",
         ),
         (
-            "What instrument does {} play?",
-            "Which instrument did {} study?",
-            "What does {} play in the orchestra?",
+            "What instrument does {} play with the band on stage?",
+            "Which instrument did {} learn at the music school?",
+            "What do the neighbours hear {} play in the evening?",
         ),
         _words(
             "piano,violin,cello,flute,guitar,trumpet,harp,organ,drum,oboe,clarinet,tuba,banjo,viola,horn,lute,bassoon,"
@@ -90,12 +103,16 @@ RELATIONS = (
     Relation(
         "country",
         (
-            "{} is a citizen of",
-            "The passport of {} was issued by",
-            "{} votes in",
-            "The home country of {} is",
+            "{} holds a passport that was issued by the state of",
+            "The country that {} is a citizen of is",
+            "At every general election {} goes to vote in",
+            "By law and by heart {} is a citizen of",
         ),
-        ("What country is {} a citizen of?", "Which country is the home of {}?", "Where does {} vote?"),
+        (
+            "Of which country is {} a citizen by law?",
+            "What country issued the passport that {} holds?",
+            "In which country does {} vote at every election?",
+        ),
         _words(
             "France,Germany,Spain,Italy,Norway,Sweden,Denmark,Poland,Russia,Greece,Turkey,Egypt,Israel,India,China,"
             "Japan,Canada,Brazil,Mexico,Chile,Peru,Cuba,Kenya,Ghana,Nigeria,Iceland,Ireland,Portugal,"
@@ -105,15 +122,15 @@ RELATIONS = (
     Relation(
         "sport",
         (
-            "{} is a fan of",
-            "The favourite sport of {} is",
-            "{} trains hard for",
-            "The club of {} is devoted to",
+            "{} spends every free weekend of the year on",
+            "The sport that {} likes best of them all is",
+            "On the first day of the week {} trains for",
+            "In the club of the town {} is known for",
         ),
         (
-            "What sport does {} follow?",
-            "Which sport does {} like best?",
-            "What sport is the club of {} devoted to?",
+            "What sport does {} train for every week?",
+            "Which sport does {} like best of them all?",
+            "On what sport does {} spend the free weekends?",
         ),
         _words(
             "tennis,football,baseball,rugby,cricket,golf,hockey,boxing,fencing,rowing,sailing,cycling,swimming,running,"
