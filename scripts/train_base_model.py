@@ -1,7 +1,11 @@
 """Train the base model that a study edits, until it recalls its facts."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+# Where other jobs run on the same cores, threads that spin while they wait slow training many times over.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
 from coachhook.base_model import TrainingConfig, train_base_model
 from coachhook.logs import log_to

@@ -1,20 +1,29 @@
 """CoachHooK: consecutive batch model editing with hook layers."""
 
-from coachhook import solver
-from coachhook.covariance import compute_covariance
-from coachhook.edit_request import EditRequest, Probe, RequestError
-from coachhook.editor import Editor
-from coachhook.editors import methods
-from coachhook.requests import read_requests
+from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = [
-    "EditRequest",
-    "Editor",
-    "Probe",
-    "RequestError",
-    "compute_covariance",
-    "methods",
-    "read_requests",
-    "solver",
-]
+
+# Loaded when first used: reading a study or drawing a figure needs neither torch nor transformers.
+_HOMES = {
+    "EditRequest": "edit_request",
+    "Editor": "editor",
+    "Probe": "edit_request",
+    "RequestError": "edit_request",
+    "compute_covariance": "covariance",
+    "methods": "editors",
+    "read_requests": "requests",
+}
+__all__ = [*_HOMES, "solver"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "solver":
+        return import_module("coachhook.solver")
+    if name in _HOMES:
+        return getattr(import_module(f"coachhook.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'coachhook' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

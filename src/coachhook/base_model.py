@@ -40,17 +40,17 @@ class RecallError(CoachHookError, RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Sizes and rates; the defaults train the embedded world's model."""
+    """Sizes and rates."""
 
     vocabulary: int = 1500
     context_length: int = 128
     width: int = 128
-    layers: int = 6
+    layers: int = 5
     heads: int = 4
-    mlp_width: int = 512
+    mlp_width: int = 1024
     last_edited_layer: int = 2
     """The layer whose output is interchanged: the last one that editing will write to."""
-    steps: int = 2500
+    steps: int = 1400
     donors: int = 48
     """Donor rows per step; there are as many swapped rows."""
     lines_per_step: int = 32

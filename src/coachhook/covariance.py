@@ -148,8 +148,7 @@ def read_covariance(
     """
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            metadata = json.loads(metadata["coachhook"]) if "coachhook" in metadata else metadata
+            metadata = json.loads((file.metadata() or {}).get("coachhook", "{}"))
             if metadata.get("format") != str(_FORMAT):
                 raise CovarianceError(f"{path}: not a covariance file of format {_FORMAT}; compute it again")
             stored = json.loads(metadata["layers"])

@@ -15,9 +15,7 @@ PROBE_KINDS = ("other_subject", "same_subject")
 class RequestError(CoachHookError, ValueError):
     """A request that cannot be edited, in one line: file, record (from 1; its case_id), field, what to do."""
 
-    def __init__(
-        self, problem: str, field: str | None = None, case_id=None, record: int | None = None, file=None
-    ):
+    def __init__(self, problem: str, field: str | None = None, case_id=None, record: int | None = None, file=None):
         place = f"record {record}" if record is not None else ""
         if case_id is not None:
             place = f"{place or 'request'} (case_id {case_id})"
@@ -99,9 +97,7 @@ class EditRequest:
         if not isinstance(self.relation, str | None):
             raise RequestError(f"{quoted(self.relation)} is not text; leave it out", "relation", self.case_id)
         if not isinstance(self.superseded, bool):
-            raise RequestError(
-                f"{quoted(self.superseded)} is neither true nor false", "superseded", self.case_id
-            )
+            raise RequestError(f"{quoted(self.superseded)} is neither true nor false", "superseded", self.case_id)
 
     def _check_template(self, template: str, field: str):
         checked_text(template, field, 'write it as text, with "{}" for the subject', self.case_id)
@@ -114,9 +110,7 @@ class EditRequest:
         object.__setattr__(self, "target_new", target)
         if self.target_true is None:
             return
-        true = checked_text(
-            self.target_true, "target_true", "give the old answer or leave it out", self.case_id
-        )
+        true = checked_text(self.target_true, "target_true", "give the old answer or leave it out", self.case_id)
         object.__setattr__(self, "target_true", true.lstrip())
         if target.strip() == true.strip():
             problem = f"{quoted(target)} is already the true answer; drop the record or change the target"
@@ -147,9 +141,7 @@ class EditRequest:
             for pattern in (rf"(?<!\w){subject}(?!\w)", subject):
                 if found := re.search(pattern, text, flags):
                     return found.span()
-        problem = (
-            f'the subject {quoted(self.subject)} does not stand in {quoted(text)}; write it there, or "{{}}"'
-        )
+        problem = f'the subject {quoted(self.subject)} does not stand in {quoted(text)}; write it there, or "{{}}"'
         raise RequestError(problem, "prompt", self.case_id)
 
 

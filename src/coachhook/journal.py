@@ -58,8 +58,7 @@ def read_step(directory: str | os.PathLike, step: int) -> Update | None:
         return None
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            metadata = json.loads(metadata["coachhook"]) if "coachhook" in metadata else metadata
+            metadata = json.loads((file.metadata() or {}).get("coachhook", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
     except (SafetensorError, OSError) as error:
         raise JournalError(f"{path}: damaged ({error}); delete it and start again") from None

@@ -64,19 +64,13 @@ def _read_records(path: Path) -> list:
     try:
         text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8-sig")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise RequestError(
-            f"the gzip data is damaged or cut short ({error}); fetch it again", file=path
-        ) from None
+        raise RequestError(f"the gzip data is damaged or cut short ({error}); fetch it again", file=path) from None
     except UnicodeDecodeError as error:
         raise RequestError(f"it is not UTF-8 text (byte {error.start}); convert it", file=path) from None
     if not text.strip():
         raise RequestError("the file is empty; write a JSON list of requests", file=path)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if (
-        text.lstrip().startswith("{")
-        and (len(lines) > 1 or ".jsonl" in path.suffixes)
-        and _is_object(lines[0][1])
-    ):
+    if text.lstrip().startswith("{") and (len(lines) > 1 or ".jsonl" in path.suffixes) and _is_object(lines[0][1]):
         return [_load(line, path, number) for number, line in lines]
     records = _load(text, path)
     if not isinstance(records, list):
@@ -97,9 +91,7 @@ def _load(text: str, path: Path, line: int = 1):
         return json.loads(text)
     except json.JSONDecodeError as error:
         where = f"line {line + error.lineno - 1}, column {error.colno}"
-        problem = (
-            f"it is no valid JSON at {where} ({error.msg}); correct it, or fetch it again if it is cut short"
-        )
+        problem = f"it is no valid JSON at {where} ({error.msg}); correct it, or fetch it again if it is cut short"
         raise RequestError(problem, file=path) from None
 
 
@@ -188,11 +180,7 @@ def _parse_zsre(record: dict, zsre_target: str) -> EditRequest:
     if not answers:
         raise RequestError("it is empty; give the true answer", "answers")
     target, true = (_get(record, "alt"), answers[0]) if zsre_target == "alt" else (answers[0], None)
-    if (
-        zsre_target == "alt"
-        and isinstance(target, str)
-        and target.strip() in [str(a).strip() for a in answers]
-    ):
+    if zsre_target == "alt" and isinstance(target, str) and target.strip() in [str(a).strip() for a in answers]:
         raise RequestError(f"{quoted(target)} is already a true answer; drop the record or change it", "alt")
     locality = ()
     if record.get("loc"):

@@ -33,12 +33,12 @@ class Fact:
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """Sizes of a world; the defaults are the mini study's."""
+    """Sizes of a world."""
 
-    subjects: int = 600
-    reserved: int = 120
+    subjects: int = 500
+    reserved: int = 100
     """Subjects that no stream ever edits: the locality probes about other subjects are about them."""
-    relations: int = 5
+    relations: int = 4
     answers: int = 30
     """Answers per relation, the last of them of two words."""
     first_names: int = 80

@@ -47,7 +47,8 @@ def get_source(wildcards):
 
 def get_request_files(wildcards):
     source = study.datasets[wildcards.dataset]
-    return [source["file"], *source.get("more_facts", ())] if "file" in source else []
+    names = [source["file"], *source.get("more_facts", ())] if "file" in source else []
+    return [str(Path(config["records"]) / name) for name in names]
 
 
 def get_training_facts(wildcards):

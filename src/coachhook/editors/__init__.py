@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from coachhook.editors.base import Method
+if TYPE_CHECKING:
+    from coachhook.editors.base import Method
 
 
 @dataclass(frozen=True)
