@@ -1,5 +1,6 @@
 import fcntl
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -7,6 +8,9 @@ from snakemake.exceptions import WorkflowError
 
 from coachhook.provenance import code_digest, method_digest
 from coachhook.study import StudyError, check_config, covariance_command, load_study, settings_key
+
+# Rules call snakemake, dvc and coachhook: those of this environment, activated or not.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
 
