@@ -38,7 +38,9 @@ class StreamConfig(BaseModel):
     edits: int = Field(gt=0, description="requests in the stream")
     batch_size: int = Field(gt=0, description="requests per step; the last batch may be smaller")
     evaluate_every: int = Field(gt=0, description="edits between two evaluations; the last step always has one")
-    protocols: tuple[str, ...] = ("easyedit",)
+    protocols: tuple[str, ...] = Field(
+        ("easyedit",), min_length=1, description="the first at every evaluation, the others after the last step only"
+    )
     z_scores: bool = Field(False, description="also write the z-scores of the final model")
     seed: int = 0
 
@@ -128,7 +130,8 @@ class _Evaluation:
             edits = min(step * self._config.batch_size, len(self._stream))
             count = sum(question.request < edits for question in self._asked)
             rows, metrics = [], []
-            for protocol in self._config.protocols:
+            last = step == self._config.evaluation_steps()[-1]
+            for protocol in self._config.protocols if last else self._config.protocols[:1]:
                 scores = self._scores(count, protocol)
                 rows.append(self._records(step, edits, protocol, scores))
                 metrics.append(self._metrics(step, edits, protocol, scores))

@@ -102,7 +102,7 @@ def _draw_subjects(config: WorldConfig, rng: random.Random) -> list[str]:
 
 
 def world_requests(
-    world: World, form: Form = "completions", count: int = 300, seed: int = 0, *, probes: int = 3
+    world: World, form: Form = "completions", count: int = 300, seed: int = 0, *, probes: int = 2
 ) -> list[EditRequest]:
     """Requests that each change one fact to another true answer of its relation, in one form.
 
