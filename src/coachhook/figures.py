@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator, NullLocator
 
 from coachhook import figure_data
 from coachhook.figure_data import MORE_SCORES, SCORES, StreamResultError, collect
@@ -81,9 +81,11 @@ def _panels(rows: int, columns: int, size: tuple[float, float] = _PANEL) -> tupl
     return figure, figure.subplots(rows, columns, sharey="row", sharex=True, squeeze=False)
 
 
-def _score_axis(axes: Axes) -> None:
-    axes.set_ylim(-0.03, 1.03)
-    axes.set_yticks(np.linspace(0, 1, 6))
+def _score_axis(axes: Axes, low: float = 0.0) -> None:
+    """Scores from `low` (a multiple of 0.1) to 1."""
+    margin = 0.03 * (1 - low)
+    axes.set_ylim(low - margin, 1 + margin)
+    axes.yaxis.set_major_locator(MultipleLocator(0.2 if low < 0.4 else 0.1))
     axes.grid(axis="x", visible=False)
 
 
@@ -111,11 +113,12 @@ def _method_grid(frame: pd.DataFrame, x: str, label: str, finish: Callable[[Axes
     scores = [score for score in [*SCORES, *MORE_SCORES] if frame[score].notna().any()]
     groups, methods = _groups(frame), method_order(frame["method"])
     figure, panels = _panels(len(groups), len(scores))
+    low = np.floor(max(0, frame[scores].min().min() - 0.05) * 10) / 10  # one axis for all panels, without the void
     for row, (name, rows) in zip(panels, groups, strict=True):
         for axes, score in zip(row, scores, strict=True):
             for method in methods:
                 _line(axes, rows[rows["method"] == method], x, score, method_style(method))
-            _score_axis(axes)
+            _score_axis(axes, low)
             finish(axes)
             axes.set_title(SCORE_STYLES[score].label if axes in panels[0] else "")
             axes.set_xlabel(label if axes in panels[-1] else "")
