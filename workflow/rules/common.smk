@@ -10,7 +10,7 @@ from coachhook.provenance import code_digest, method_digest
 from coachhook.study import StudyError, check_config, covariance_command, load_study, settings_key
 
 # Rules call snakemake, dvc and coachhook: those of this environment, activated or not.
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
 
 SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
 
