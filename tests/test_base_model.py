@@ -105,7 +105,8 @@ def test_value_vectors_reach_the_targets(world, loaded):
     for form in ("completions", "questions"):
         requests = world_requests(world, form, count=16, seed=0)
         reached = reachability(model, tokenizer, requests, layer=CONFIG.last_edited_layer, steps=50)
-        assert min(reached.initial) > 1.0
+        assert min(reached.initial) > 0.5  # before, no target counts as reached, and most are far away
+        assert sum(reached.initial) / len(reached.initial) > 2.0
         assert reached.share >= 0.9, (form, sorted(reached.final))
 
 

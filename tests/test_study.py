@@ -54,8 +54,8 @@ def test_the_mini_study_draws_every_figure_and_compares_methods_over_three_seeds
 def test_figures_share_streams_and_the_default_value_is_the_default_setting(config):
     study = load_study("smoke", config, SCHEMAS)
     swept = [study.streams[path] for path in study.figures["lambda"]]
-    assert [stream.setting for stream in swept] == ["covariance_weight=10", "default"]
-    assert swept[0].hyperparameters["covariance_weight"] == 10
+    assert [stream.setting for stream in swept] == ["default", "covariance_weight=100"]
+    assert swept[1].hyperparameters["covariance_weight"] == 100
     assert study.figures["zscore"][0] in study.figures["hook"]
     assert len(study.streams) == 5
 
@@ -89,7 +89,7 @@ def test_a_batch_size_can_be_varied(config):
         ("studies/smoke.yaml", ["edist"], 3, ["unknown key 'edist'", "allowed:", "edits"]),
         ("studies/smoke.yaml", ["edits"], "ten", ["edits: 'ten'", "integer", "requests per stream"]),
         ("studies/smoke.yaml", ["edits"], 0, ["edits: 0", "requests per stream"]),
-        ("studies/smoke.yaml", ["edits"], 10_000, ["edits: 10000", "16 requests", "smoke-"]),
+        ("studies/smoke.yaml", ["edits"], 10_000, ["edits: 10000", "40 requests", "smoke-"]),
         ("studies/smoke.yaml", ["protocols"], ["rome"], ["unknown value 'rome'", "easyedit, generate"]),
         ("studies/smoke.yaml", ["models"], ["gpt5"], ["unknown model 'gpt5'", "mini"]),
         ("studies/smoke.yaml", ["models"], ["mini"], ["model 'mini'", "knows none of 'smoke-completions'"]),
@@ -142,9 +142,11 @@ def test_broken_yaml_and_missing_files_are_one_line(config):
 def test_an_unknown_study_or_config_key_is_refused(config):
     with pytest.raises(StudyError, match=r"unknown study 'maxi'.*mini.*smoke"):
         load_study("maxi", config, SCHEMAS)
-    with pytest.raises(StudyError, match=r"config/config\.yaml: unknown key 'stduy'; allowed: study"):
+    with pytest.raises(StudyError, match=r"config/config\.yaml: unknown key 'stduy'; allowed: study, records"):
         check_config({"study": "mini", "stduy": "smoke"}, SCHEMAS)
-    check_config({"study": "mini"}, SCHEMAS)
+    with pytest.raises(StudyError, match="records"):
+        check_config({"study": "mini"}, SCHEMAS)
+    check_config({"study": "mini", "records": "data"}, SCHEMAS)
 
 
 def test_the_key_of_settings_depends_on_all_of_them_and_on_no_order():
