@@ -45,7 +45,6 @@ def covariance(
     """Compute the key covariances that editing needs, for all layers in one pass over a text."""
     with one_line_errors():
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from coachhook.covariance import compute_covariance
 
@@ -54,10 +53,11 @@ def covariance(
         chosen = _numbers(layers)
         if not texts.is_file():
             raise CoachHookError(f"--texts: {texts} is not a file")
+        loaded, tokenizer = _load(model)
         with open(texts, encoding="utf-8") as lines:
             compute_covariance(
-                AutoModelForCausalLM.from_pretrained(model),
-                AutoTokenizer.from_pretrained(model),
+                loaded,
+                tokenizer,
                 (line.rstrip("\n") for line in lines),
                 chosen,
                 out=out,
@@ -65,6 +65,16 @@ def covariance(
                 background=background,
                 seed=seed,
             )
+
+
+def _load(model: str):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:  # transformers' errors for a missing, unreachable or foreign model
+        reason = str(error).splitlines()[0]
+        raise CoachHookError(f"MODEL: {model} cannot be loaded ({reason}); give a directory or a hub id") from None
 
 
 def _numbers(text: str) -> list[int]:

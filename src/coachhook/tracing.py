@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from coachhook.architectures import ModelParts
+
+Recorded = TypeVar("Recorded")
 
 
 class BlockInputs:
@@ -47,23 +50,8 @@ class _Stop(Exception):
 @contextmanager
 def block_inputs(parts: ModelParts, blocks: Sequence[int], stop: bool = True) -> Iterator[dict[int, BlockInputs]]:
     """Record the inputs of some blocks while the model runs; with `stop`, end the pass before the last of them."""
-    recorded: dict[int, BlockInputs] = {}
-
-    def hook(index: int):
-        def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            recorded[index] = BlockInputs(args, kwargs)
-            if stop and index == max(blocks):
-                raise _Stop
-
-        return record
-
-    handles = [parts.blocks[index].register_forward_pre_hook(hook(index), with_kwargs=True) for index in blocks]
-    try:
-        with suppress(_Stop):
-            yield recorded
-    finally:
-        for handle in handles:
-            handle.remove()
+    with _recorded({index: parts.blocks[index] for index in blocks}, BlockInputs, stop) as recorded:
+        yield recorded
 
 
 @contextmanager
@@ -71,17 +59,27 @@ def rewrite_inputs(
     parts: ModelParts, layers: Sequence[int], stop: bool = True
 ) -> Iterator[dict[int, Float[Tensor, "batch time m"]]]:
     """Record the keys (inputs of the rewrite modules) of some layers; with `stop`, end the pass at the last."""
-    recorded: dict[int, Tensor] = {}
+    modules = {layer: parts.rewrite_module(layer) for layer in layers}
+    with _recorded(modules, lambda args, kwargs: args[0], stop) as recorded:
+        yield recorded
 
-    def hook(layer: int):
-        def record(module: nn.Module, args: tuple) -> None:
-            recorded[layer] = args[0]
-            if stop and layer == max(layers):
+
+@contextmanager
+def _recorded(
+    modules: Mapping[int, nn.Module], keep: Callable[[tuple, dict], Recorded], stop: bool
+) -> Iterator[dict[int, Recorded]]:
+    """What `keep` makes of the arguments of each module's last call; with `stop`, end the pass at the highest index."""
+    recorded: dict[int, Recorded] = {}
+
+    def hook(index: int):
+        def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            recorded[index] = keep(args, kwargs)
+            if stop and index == max(modules):
                 raise _Stop
 
         return record
 
-    handles = [parts.rewrite_module(layer).register_forward_pre_hook(hook(layer)) for layer in layers]
+    handles = [module.register_forward_pre_hook(hook(index), with_kwargs=True) for index, module in modules.items()]
     try:
         with suppress(_Stop):
             yield recorded
