@@ -1,4 +1,4 @@
-"""Whole steps of every method, held against the literal step of the equations."""
+"""Whole steps of CoachHooK, its ablations and FT-M, held against the literal step of the equations."""
 
 import hashlib
 
@@ -7,12 +7,13 @@ import pytest
 import torch
 from conftest import CONFIGS, LAYERS, build_model
 
-from coachhook import Editor, methods
+from coachhook import Editor
 from coachhook.editors import METHODS
 from coachhook.journal import read_step, write_step
 from coachhook.targets import TargetSettings
 from coachhook.tokens import pad
 
+OURS = ("coachhook", "coachhook-nohook", "memit", "ft-m")  # what all methods share is in test_all_methods
 PREFIXES = ("The river. ", "Many years ago in the engine. ")
 TARGETS = TargetSettings(3, 0.05, 0.75, 0.0625, 0.5)
 WEIGHT = 2.0
@@ -95,7 +96,7 @@ def test_memit_forgets_what_the_no_hook_ablation_remembers(tokenizer, requests, 
         assert spared.norm() < 0.9 * forgotten.norm()
 
 
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("method", OURS)
 def test_edits_never_touch_the_base_weights_and_can_be_switched_off(family, tokenizer, requests, covariances, method):
     model = build_model(family)
     weights, base = fingerprint(model), logits(model, tokenizer, requests)
@@ -112,7 +113,7 @@ def test_edits_never_touch_the_base_weights_and_can_be_switched_off(family, toke
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("method", OURS)
 def test_replayed_steps_have_the_same_bits_and_go_on_alike(tokenizer, requests, covariances, method, tmp_path):
     editor = make_editor(build_model("gpt2"), tokenizer, covariances, method)
     again = make_editor(build_model("gpt2"), tokenizer, covariances, method)
@@ -167,7 +168,7 @@ def test_methods_without_a_gate_have_no_thresholds(tokenizer, requests, covarian
 
 
 def test_reset_starts_the_stream_again_with_the_same_bits(tokenizer, requests, covariances):
-    for method in methods():
+    for method in OURS:
         editor = make_editor(build_model("gpt2"), tokenizer, covariances, method)
         first = editor.edit(requests[:3]).update
         editor.edit(requests[3:])

@@ -110,6 +110,10 @@ class HookLayers:
         for hook in self:
             hook.real = real
 
+    def state_bytes(self) -> int:
+        """Bytes of all ΔW."""
+        return sum(hook.delta.nbytes for hook in self if hook.delta is not None)
+
     def close(self) -> None:
         """Remove all hooks."""
         self._handle.remove()
@@ -117,14 +121,18 @@ class HookLayers:
             hook.remove()
 
     def _see_mask(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        mask = kwargs.get("attention_mask")
-        if mask is None or mask.ndim != 2:
-            self.see(None)
-            return
-        inputs = kwargs.get("input_ids", args[0] if args else None)
-        inputs = kwargs.get("inputs_embeds") if inputs is None else inputs
-        # With a cache the mask also covers earlier tokens; the hooks see only the last ones.
-        self.see(mask[:, -inputs.shape[1] :].bool())
+        self.see(real_tokens(args, kwargs))
 
     def __repr__(self) -> str:
         return f"HookLayers({list(self)!r})"
+
+
+def real_tokens(args: tuple, kwargs: dict) -> Bool[Tensor, "batch time"] | None:
+    """Which tokens of a call of the backbone are no padding; None where it was given no plain attention mask."""
+    mask = kwargs.get("attention_mask")
+    if mask is None or mask.ndim != 2:
+        return None
+    inputs = kwargs.get("input_ids", args[0] if args else None)
+    inputs = kwargs.get("inputs_embeds") if inputs is None else inputs
+    # With a cache the mask also covers earlier tokens; the hooks see only the last ones.
+    return mask[:, -inputs.shape[1] :].bool()

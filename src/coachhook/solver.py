@@ -31,10 +31,7 @@ class RecursiveLeastSquares:
     """
 
     def __init__(self, covariance: Float[Tensor, "m m"], weight: float):
-        if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
-            raise CovarianceError(f"covariance: shape {tuple(covariance.shape)} is not square")
-        if not torch.isfinite(covariance).all():
-            raise CovarianceError("covariance: it holds NaN or infinite values; compute it again")
+        _check(covariance)
         if not weight > 0:
             raise ValueError(f"covariance_weight: {weight} must be positive")
         self.weight = float(weight)
@@ -44,11 +41,11 @@ class RecursiveLeastSquares:
                 "covariance: it is not positive definite; compute it from more tokens than the keys are wide "
                 f"(width {covariance.shape[0]})"
             )
-        self.forget()
+        self._start(covariance)
 
     def forget(self) -> None:
-        """A ← λC0."""
-        empty = self._factor.new_zeros((self._factor.shape[0], 0))
+        """A as it was before any key."""
+        empty = self._empty
         self._whitened = empty  # B = (λC0)⁻¹ P
         self._keys = empty  # P
         self._gram = empty.new_zeros((0, 0))  # lower Cholesky factor of G = I + Pᵀ B; grows with each batch
@@ -101,6 +98,59 @@ class RecursiveLeastSquares:
         self._keys = torch.cat([self._keys, keys], 1)
         self._whitened = torch.cat([self._whitened, whitened], 1)
 
+    def _start(self, covariance: Float[Tensor, "m m"]) -> None:
+        self._empty = covariance.new_zeros((covariance.shape[0], 0), dtype=torch.float64)
+        self.forget()
+
     def _solve_prior(self, vectors: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
         """(λC0)⁻¹ X."""
         return torch.cholesky_solve(vectors, self._factor) / self.weight
+
+
+class NullSpaceLeastSquares(RecursiveLeastSquares):
+    """Least squares whose update is zero on everything outside C0's null space (AlphaEdit, ICLR 2025).
+
+    P projects on the eigenvectors of C0 whose eigenvalues are below a threshold. Before any key A⁻¹ is P/λ, and
+    Δᵀ = (P (Σ K'K'ᵀ + K Kᵀ) + λI)⁻¹ P K Rᵀ.
+
+    Arguments:
+        covariance: C0 (m×m), symmetric.
+        threshold: in the units of C0's eigenvalues.
+        weight: λ > 0, of ‖Δ‖².
+
+    Raises:
+        CovarianceError: the covariance is not square or not finite, or none or all of its eigenvalues are below
+            the threshold.
+    """
+
+    def __init__(self, covariance: Float[Tensor, "m m"], threshold: float, weight: float):
+        _check(covariance)
+        if not weight > 0:
+            raise ValueError(f"weight: {weight} must be positive")
+        self.weight = float(weight)
+        values, vectors = torch.linalg.eigh(covariance.double())
+        below = values < threshold
+        if not below.any() or below.all():
+            which = "none of them is below it, so nothing could be edited; raise it"
+            if below.any():
+                which = "all of them are below it, so nothing would be protected; lower it"
+            low, middle, high = (f"{values.quantile(q).item():.3g}" for q in (0.0, 0.5, 1.0))
+            raise CovarianceError(
+                f"nullspace_threshold: {threshold:g}, and the covariance's eigenvalues run from {low} to {high}, "
+                f"half of them up to {middle}: {which}"
+            )
+        self._inside = bool(below.sum() <= len(values) // 2)  # the smaller of the two bases is kept
+        self._basis = vectors[:, below if self._inside else ~below].contiguous()
+        self._start(covariance)
+
+    def _solve_prior(self, vectors: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+        """P X / λ."""
+        kept = self._basis @ (self._basis.T @ vectors)
+        return (kept if self._inside else vectors - kept) / self.weight
+
+
+def _check(covariance: Tensor) -> None:
+    if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
+        raise CovarianceError(f"covariance: shape {tuple(covariance.shape)} is not square")
+    if not torch.isfinite(covariance).all():
+        raise CovarianceError("covariance: it holds NaN or infinite values; compute it again")

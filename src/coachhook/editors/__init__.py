@@ -24,9 +24,21 @@ class Registered:
 
 METHODS: dict[str, Registered] = {
     "coachhook": Registered("coachhook:CoachHook", {"gate": "paper"}),
-    "coachhook-nohook": Registered("coachhook:CoachHook", {"gate": "off"}),
-    "memit": Registered("coachhook:CoachHook", {"gate": "off", "past_weight": 0.0}),
-    "ft-m": Registered("fine_tuning:FineTuning"),
+    "coachhook-nohook": Registered("coachhook:WithoutHook", {"gate": "off"}),
+    "memit": Registered("coachhook:Memit", {"gate": "off", "past_weight": 0.0}),
+    "rome": Registered("rome:Rome"),
+    "emmet": Registered("emmet:Emmet"),
+    "alphaedit": Registered("alphaedit:AlphaEdit"),
+    "rect": Registered("rect:Rect"),
+    "prune": Registered("prune:Prune"),
+    "ultraedit": Registered("ultraedit:UltraEdit"),
+    "ft-m": Registered("fine_tuning:FtM", {"loss": "target"}),
+    "ft-l": Registered("fine_tuning:FtL", {"loss": "last_prompt_token"}),
+    "lora": Registered("lora:Lora"),
+    "mend": Registered("mend:Mend"),
+    "serac": Registered("serac:Serac"),
+    "grace": Registered("grace:Grace"),
+    "wise": Registered("wise:Wise"),
 }
 
 

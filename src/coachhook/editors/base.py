@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
@@ -38,7 +39,7 @@ class Update:
     """What one step did, complete enough to do it again without the requests' text.
 
     Attributes:
-        tensors: by name; float32.
+        tensors: by name.
         info: JSON values (thresholds and the like).
     """
 
@@ -50,11 +51,18 @@ class Method(ABC):
     """One editing method on one model. The base weights are never written.
 
     Edits are steps: `edit` computes and applies one, `replay` applies a stored one with the same bits, `reset`
-    goes back to the base model.
+    goes back to the base model. Saved edits are loaded without the covariance: then `covariance` is None even where
+    the method needs one, and everything but `edit` works.
     """
 
     config_class: ClassVar[type[MethodConfig]]
-    needs_covariance: ClassVar[bool]
+    paper: ClassVar[str]
+    """Authors, venue and year, and the title."""
+    growing_state: ClassVar[str]
+    """What is kept for answering and grows with the number of edits; "nothing" where its size is fixed."""
+    effect: ClassVar[Literal["everywhere", "scoped"]]
+    """Whether edits change the model's answer to every token, or only where a gate, radius or classifier lets them."""
+    needs_covariance: ClassVar[bool] = False
     prefixes: tuple[str, ...] = ()  # texts that the method puts in front of prompts while it edits
 
     def __init__(
@@ -87,6 +95,10 @@ class Method(ABC):
     def close(self) -> None:
         """Leave the model as it was found."""
 
+    @abstractmethod
+    def state_bytes(self) -> int:
+        """Bytes that answering with the edits takes besides the base model; journal and solver are not counted."""
+
     def thresholds(self) -> dict[int, float] | None:
         """The gate's threshold per layer, where the method has a gate."""
         return None
@@ -94,3 +106,40 @@ class Method(ABC):
     def z_scores(self, texts: Sequence[str]) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Layer, z-scores (batch, time) and mask of real tokens; methods without hook layers have none."""
         return iter(())
+
+
+class TrainedMethod(Method):
+    """A method whose editor is trained beforehand, on requests that no stream uses (MEND, SERAC)."""
+
+    training_class: ClassVar[type[BaseModel]]
+    """Hyper-parameters of that training."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: MethodConfig,
+        covariance: Covariance | None,
+        trained_editor: str | os.PathLike,
+    ):
+        super().__init__(model, tokenizer, config, covariance)
+
+    @classmethod
+    @abstractmethod
+    def train(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: MethodConfig,
+        training: BaseModel,
+        requests: Sequence[EditRequest],
+        *,
+        out: str | os.PathLike,
+        checkpoint: str | os.PathLike,
+        seed: int,
+    ) -> None:
+        """Train on `requests` and write the editor to `out` (safetensors).
+
+        Killed at any moment and started again with the same arguments, it goes on from the file `checkpoint` and
+        ends with the same bytes.
+        """

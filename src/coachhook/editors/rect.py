@@ -1,0 +1,58 @@
+"""RECT: MEMIT whose update keeps only the entries that change their weight most, relatively (Gu et al., EMNLP 2024)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from pydantic import Field
+from torch import Tensor
+
+from coachhook.architectures import weight_matrix
+from coachhook.editors.locate import MemitConfig, MemitSolve
+
+
+class RectConfig(MemitConfig):
+    """Hyper-parameters; defaults are the published ones for GPT2-XL."""
+
+    kept_share: float = Field(0.4, gt=0, le=1, description="share of a layer's entries of Δ that are kept")
+
+
+class Rect(MemitSolve):
+    """MEMIT's Δ, layer by layer, all but the largest |Δ_ij / (W_ij + 1e-8)| set to zero.
+
+    W is the weight that the step finds (W0 + ΔW so far), as the paper takes each edit's change relative to the weight
+    before it. Entries go before the next layer is solved, so the layers above make up for what is lost. A step is kept
+    as MEMIT's factors and one bit per entry (`kept.<layer>`).
+    """
+
+    config_class = RectConfig
+    paper = "Gu et al., EMNLP 2024: Model Editing Harms General Abilities of Large Language Models"
+    config: RectConfig
+
+    def _step(self, layer: int, keys: Float[Tensor, "m u"], residuals: Float[Tensor, "d u"]) -> dict[str, Tensor]:
+        step = super()._step(layer, keys, residuals)
+        weight = weight_matrix(self.parts.rewrite_module(layer)).float() + self.hooks[layer].dense()
+        kept = largest_changes(step["left"] @ step["right"].T, weight, self.config.kept_share)
+        return step | {"kept": _pack(kept)}
+
+    def _apply(self, layer: int, step: dict[str, Tensor]) -> None:
+        change = step["left"] @ step["right"].T
+        self.hooks[layer].add(torch.where(_unpack(step["kept"], change), change, 0.0))
+
+
+def largest_changes(change: Float[Tensor, "d m"], weight: Float[Tensor, "d m"], share: float) -> Bool[Tensor, "d m"]:
+    """True at the `share` of entries with the largest |Δ_ij / (W_ij + 1e-8)|, at least one."""
+    relative = (change / (weight + 1e-8)).abs().flatten()
+    kept = torch.zeros_like(relative, dtype=torch.bool)
+    kept[relative.topk(max(1, round(share * len(relative)))).indices] = True
+    return kept.view_as(change)
+
+
+def _pack(kept: Bool[Tensor, "d m"]) -> UInt8[Tensor, " bytes"]:
+    return torch.from_numpy(np.packbits(kept.cpu().numpy())).to(kept.device)
+
+
+def _unpack(packed: UInt8[Tensor, " bytes"], like: Float[Tensor, "d m"]) -> Bool[Tensor, "d m"]:
+    bits = np.unpackbits(packed.cpu().numpy(), count=like.numel())
+    return torch.from_numpy(bits).to(like.device).bool().view_as(like)
