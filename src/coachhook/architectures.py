@@ -74,7 +74,8 @@ class ModelParts:
         """
         if not 0 <= layer < len(self.blocks):
             raise ArchitectureError(f"layers: {layer} does not exist, the model has layers 0 to {len(self.blocks) - 1}")
-        return self.blocks[layer].get_submodule(self._rewrite_name)
+        module = self.blocks[layer].get_submodule(self._rewrite_name)
+        return getattr(module, "base_layer", module)  # behind the wrapper of a peft adapter
 
     def width(self, layer: int) -> int:
         """m, the width of the keys at `layer`."""
