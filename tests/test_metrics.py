@@ -5,9 +5,11 @@ from conftest import LAYERS
 
 from coachhook import EditRequest, Probe
 from coachhook.architectures import ModelParts
+from coachhook.edit_request import RequestError
 from coachhook.gates import NoGate, PaperGate
 from coachhook.hooks import HookLayers
-from coachhook.metrics import PROTOCOLS, Metrics, Question, predict, questions, score, summarise
+from coachhook.metrics import PROTOCOLS, Metrics, Question, predict, predict_base, questions, score, summarise
+from coachhook.metrics.questions import LOCALITY
 
 LITERAL = {"easyedit": literal.teacher_forced, "generate": literal.generated}
 
@@ -48,9 +50,26 @@ def test_the_two_protocols_differ_after_a_wrong_first_token(model, tokenizer, re
     assert forced != free
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_base_model_is_asked_what_it_is_compared_on(model, tokenizer, requests, protocol):
+    model = model.double()
+    asked = questions(requests)
+    everything = predict(model, tokenizer, asked, protocol)
+    base = predict_base(model, tokenizer, asked, protocol)
+    assert base == [answer if q.kind in LOCALITY else () for q, answer in zip(asked, everything, strict=True)]
+    assert score(tokenizer, asked, everything, base, protocol) == score(tokenizer, asked, *[everything] * 2, protocol)
+
+
+def test_the_base_model_refuses_a_long_prompt_of_any_kind(model, tokenizer, requests):
+    asked = [*questions(requests), Question(6, "paraphrase", 0, "river " * 80, "Rome")]
+    with pytest.raises(RequestError, match=r"record 7: paraphrase prompt: .*context holds 64; shorten it"):
+        predict_base(model, tokenizer, asked, "easyedit")
+
+
 def test_no_questions_have_no_answers(model, tokenizer):
     for protocol in PROTOCOLS:
         assert predict(model, tokenizer, [], protocol) == []
+        assert predict_base(model, tokenizer, [], protocol) == []
 
 
 def ask(kind, request=0, index=0):

@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 from conftest import LAYERS, build_model
 
-from coachhook import EditRequest
+from coachhook import Editor, EditRequest
 from coachhook.covariance import write_covariance
+from coachhook.editors.mend import Mend, MendConfig, MendTraining
 from coachhook.errors import CoachHookError
 from coachhook.stream import StreamConfig, draw_requests, run_stream
 
@@ -65,9 +66,9 @@ def kill_at(moment, place, directory):
     """Make this process kill itself at a moment: "before" or "after" it puts a file into place, or "during" its
     n-th evaluation.
     """
-    import coachhook.stream
+    from coachhook import base_answers, evaluation
 
-    replace, predict, calls = os.replace, coachhook.stream.predict, []
+    replace, calls = os.replace, []
 
     def replacing(source, target):
         hit = str(target) == str(directory / str(place))
@@ -77,20 +78,28 @@ def kill_at(moment, place, directory):
         if hit and moment == "after":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def predicting(*args):
-        calls.append(args)
-        if moment == "during" and len(calls) == place:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return predict(*args)
+    def counted(predict):
+        def predicting(*args):
+            calls.append(args)
+            if moment == "during" and len(calls) == place:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return predict(*args)
+
+        return predicting
 
     os.replace = replacing
-    coachhook.stream.predict = predicting
+    evaluation.predict, base_answers.predict_base = counted(evaluation.predict), counted(base_answers.predict_base)
+
+
+def folders(directory):
+    names = {"out_dir": "out", "checkpoint_dir": "steps", "base_answers_dir": "base"}
+    return {argument: directory / name for argument, name in names.items()}
 
 
 def stream_process(config, inputs, directory, death=None):
     if death is not None:
         kill_at(*death, directory)
-    run_stream(config, *inputs, out_dir=directory / "out", checkpoint_dir=directory / "steps")
+    run_stream(config, *inputs, **folders(directory))
 
 
 def start(inputs, directory, death=None, **changes):
@@ -113,24 +122,21 @@ def results(directory):
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory, inputs):
-    """Directory, results, and seconds of a stream that nothing disturbed."""
+    """Directory and results of a stream that nothing disturbed."""
     directory = tmp_path_factory.mktemp("unbroken")
-    warm = processes.Process(target=time.sleep, args=(0,))  # the server's imports are not the stream's time
-    warm.start()
-    warm.join()
-    began = time.monotonic()
-    given = finish(inputs, directory)
-    return directory, given, time.monotonic() - began
+    return directory, finish(inputs, directory)
 
 
-def test_a_stream_killed_again_and_again_ends_with_the_same_bytes(inputs, unbroken, tmp_path):
+@pytest.mark.parametrize("round_", ["consecutive", "single"])
+def test_a_stream_killed_again_and_again_ends_with_the_same_bytes(inputs, unbroken, tmp_path, round_):
     deaths = [
         ("before", "steps/stream.json"),
         ("after", "steps/stream.json"),
         ("during", 1),  # the base model's answers
+        ("after", "steps/000001.cost.json"),
         ("before", "steps/000001.safetensors"),
         ("after", "steps/000001.safetensors"),
-        ("during", 3),  # the first evaluation
+        ("during", 1),  # the first evaluation: the base model's answers are there
         ("before", "steps/000001.records.parquet"),
         ("after", "steps/000001.records.parquet"),
         ("after", "steps/000002.safetensors"),
@@ -140,14 +146,66 @@ def test_a_stream_killed_again_and_again_ends_with_the_same_bytes(inputs, unbrok
         ("after", "out/metrics.jsonl"),
     ]
     for death in deaths:
-        process = start(inputs, tmp_path, death)
+        process = start(inputs, tmp_path / "killed", death, round=round_)
         process.join()
         assert process.exitcode == -signal.SIGKILL, death
-    assert finish(inputs, tmp_path) == unbroken[1]
-    assert set(unbroken[1]) == set(RESULTS)
+    whole, expected = unbroken
+    if round_ == "single":
+        whole, expected = tmp_path / "whole", finish(inputs, tmp_path / "whole", round=round_)
+        assert expected["metrics.jsonl"] != unbroken[1]["metrics.jsonl"]
+    assert finish(inputs, tmp_path / "killed", round=round_) == expected
+    assert set(expected) == set(RESULTS)
     for step in (1, 2, 3):
         name = f"steps/{step:06d}.safetensors"
-        assert (tmp_path / name).read_bytes() == (unbroken[0] / name).read_bytes()
+        assert (tmp_path / "killed" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_single_round_evaluates_each_batch_alone_on_the_base_model(inputs, tokenizer, requests, tmp_path):
+    run_stream(StreamConfig(**{**CONFIG, "round": "single"}), *inputs, **folders(tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["edits"], row["protocol"]) for row in rows] == [
+        (3, 6, "easyedit"),
+        (3, 6, "generate"),
+    ]
+    stream = draw_requests(requests, 6, CONFIG["seed"])
+    alone = {protocol: [] for protocol in CONFIG["protocols"]}
+    for batch in (stream[:2], stream[2:4], stream[4:]):
+        options = {"seed": CONFIG["seed"], **CONFIG["hyperparameters"]}
+        editor = Editor(build_model("gpt2"), tokenizer, "coachhook", inputs[2], **options)
+        editor.edit(batch)
+        for protocol, found in alone.items():
+            found.append(editor.evaluate(batch, protocol))
+    for row in rows:
+        for name in ("reliability", "generality", "locality", "locality_same_subject"):
+            values = [getattr(metrics, name) for metrics in alone[row["protocol"]]]
+            assert row[name] == pytest.approx(sum(values) / 3, abs=1e-6)
+    records = pd.read_parquet(tmp_path / "out" / "records.parquet")
+    assert (records.step == records.batch).all()
+    assert (records.batch == records.request // 2 + 1).all()
+    assert set(records.protocol) == set(CONFIG["protocols"])
+    z_scores = pd.read_parquet(tmp_path / "out" / "zscores.parquet")
+    assert set(z_scores.request) == {4, 5}  # the model holds the last batch alone
+
+
+@pytest.mark.parametrize(("round_", "edits"), [("consecutive", [2, 4, 6]), ("single", [2, 2, 2])])
+def test_costs_are_measured_once_even_when_killed(inputs, tmp_path, round_, edits):
+    process = start(inputs, tmp_path, ("after", "steps/000002.safetensors"), round=round_)
+    process.join()
+    before = [(tmp_path / "steps" / f"00000{step}.cost.json").read_text() for step in (1, 2)]
+    finish(inputs, tmp_path, round=round_)
+    lines = (tmp_path / "out" / "cost.jsonl").read_text().splitlines(keepends=True)
+    assert lines[:2] == before
+    *steps, forward = map(json.loads, lines)
+    assert [row["step"] for row in steps] == [1, 2, 3]
+    assert [row["edits"] for row in steps] == edits
+    assert all(row["seconds"] > 0 for row in steps)
+    assert {row["state_bytes"] for row in steps} == {len(LAYERS) * 32 * 48 * 4}
+    for row in steps:
+        assert row["journal_bytes"] == (tmp_path / "steps" / f"00000{row['step']}.safetensors").stat().st_size
+    slowdown = forward["forward_ms_edited"] / forward["forward_ms_base"]
+    assert forward["forward_slowdown"] == pytest.approx(slowdown)
+    assert forward["tokens"] > 6
+    assert forward["model_bytes"] == sum(parameter.nbytes for parameter in build_model("gpt2").parameters())
 
 
 @pytest.mark.parametrize("method", ["memit", "ft-m"])
@@ -174,9 +232,12 @@ def test_a_stream_killed_from_outside_when_a_step_appears(inputs, unbroken, tmp_
 
 def test_a_stream_killed_at_random_times_ends_with_the_same_bytes(inputs, unbroken, tmp_path):
     draw, killed = random.Random(5), 0
-    for latest in (0.3, 0.6, 0.9):
+    written = len(list((unbroken[0] / "steps").iterdir()))
+    for files in sorted(draw.sample(range(written), 3)):
         process = start(inputs, tmp_path)
-        process.join(draw.uniform(0.05, latest) * unbroken[2])
+        while process.is_alive() and len(list(tmp_path.glob("steps/*"))) <= files:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.05))
         process.kill()
         process.join()
         killed += process.exitcode == -signal.SIGKILL
@@ -186,8 +247,7 @@ def test_a_stream_killed_at_random_times_ends_with_the_same_bytes(inputs, unbrok
 
 def test_a_finished_stream_neither_edits_nor_evaluates_again(inputs, tmp_path, monkeypatch):
     config = StreamConfig(**{**CONFIG, "edits": 4, "protocols": ("easyedit",)})
-    where = {"out_dir": tmp_path / "out", "checkpoint_dir": tmp_path / "steps"}
-    run_stream(config, *inputs, **where)
+    run_stream(config, *inputs, **folders(tmp_path))
     given = results(tmp_path)
     shutil.rmtree(tmp_path / "out")
 
@@ -195,8 +255,8 @@ def test_a_finished_stream_neither_edits_nor_evaluates_again(inputs, tmp_path, m
         raise AssertionError("done again")
 
     monkeypatch.setattr("coachhook.editor.Editor.edit", again)
-    monkeypatch.setattr("coachhook.stream.score", again)
-    run_stream(config, *inputs, **where)
+    monkeypatch.setattr("coachhook.evaluation.score", again)
+    run_stream(config, *inputs, **folders(tmp_path))
     assert results(tmp_path) == given
 
 
@@ -207,8 +267,9 @@ def test_a_finished_stream_neither_edits_nor_evaluates_again(inputs, tmp_path, m
         {"seed": 4},
         {"batch_size": 3, "evaluate_every": 3},
         {"method": "coachhook-nohook"},
+        {"round": "single"},
     ],
-    ids=["hyperparameter", "seed", "batch", "method"],
+    ids=["hyperparameter", "seed", "batch", "method", "round"],
 )
 def test_another_streams_checkpoint_is_not_used(inputs, unbroken, tmp_path, changes):
     shutil.copytree(unbroken[0] / "steps", tmp_path / "used" / "steps")
@@ -301,7 +362,7 @@ def test_superseded_requests_are_marked_in_the_records(model_dir, covariance, tm
         EditRequest("Italy", "The capital of {} is", "Oslo", case_id="free"),
     ]
     config = StreamConfig(**{**CONFIG, "edits": 3, "evaluate_every": 3, "z_scores": False})
-    run_stream(config, pool, model_dir, covariance, out_dir=tmp_path / "out", checkpoint_dir=tmp_path / "steps")
+    run_stream(config, pool, model_dir, covariance, **folders(tmp_path))
     records = pd.read_parquet(tmp_path / "out" / "records.parquet")
     order = list(dict.fromkeys(records.case_id))
     first = min(("old", "new"), key=order.index)  # whichever was drawn first is contradicted by the other
@@ -338,6 +399,47 @@ def test_the_last_step_is_always_evaluated(edits, batch, every, steps):
 def test_bad_input_is_refused_before_any_work(inputs, tmp_path, changes, words):
     config = StreamConfig(**{**CONFIG, **changes})
     with pytest.raises(CoachHookError, match=words) as caught:
-        run_stream(config, *inputs, out_dir=tmp_path / "out", checkpoint_dir=tmp_path / "steps")
+        run_stream(config, *inputs, **folders(tmp_path))
     assert "\n" not in str(caught.value)
     assert not any(Path(tmp_path).iterdir())
+
+
+def test_the_base_models_answers_are_computed_once_for_streams_of_the_same_requests(inputs, tmp_path, monkeypatch):
+    whole = {**CONFIG, "z_scores": False}
+    run_stream(StreamConfig(**whole), *inputs, **folders(tmp_path / "alone"))
+    kept = {"base_answers_dir": tmp_path / "base"}
+    options = {name: CONFIG["hyperparameters"][name] for name in ("target_steps", "context_templates")}
+    other = StreamConfig(**{**whole, "method": "memit", "hyperparameters": options, "round": "single"})
+    run_stream(other, *inputs, **folders(tmp_path / "memit") | kept)
+    assert len(list((tmp_path / "base").iterdir())) == len(CONFIG["protocols"])
+
+    def again(*args):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("coachhook.base_answers.predict_base", again)
+    run_stream(StreamConfig(**whole), *inputs, **folders(tmp_path / "after") | kept)
+    assert results(tmp_path / "after") == results(tmp_path / "alone")
+    with pytest.raises(AssertionError, match="computed again"):
+        run_stream(StreamConfig(**whole | {"seed": 4}), *inputs, **folders(tmp_path / "seed") | kept)
+
+
+def test_a_trained_editor_is_part_of_the_stream(inputs, tokenizer, tmp_path):
+    requests, model_dir, _ = inputs
+    options, found = {"layers": LAYERS}, []
+    settings = MendConfig(**options), MendTraining(steps=2, rank=4, validate_every=1), requests
+    config = StreamConfig(**{**CONFIG, "method": "mend", "hyperparameters": options, "z_scores": False})
+    for seed in (0, 1):
+        out = tmp_path / f"{seed}.safetensors"
+        Mend.train(build_model("gpt2"), tokenizer, *settings, out=out, checkpoint=tmp_path / "training", seed=seed)
+        run_stream(config, requests, model_dir, None, trained_editor=out, **folders(tmp_path))
+        found.append((tmp_path / "steps" / "000001.safetensors").read_bytes())
+    assert found[0] != found[1]  # the first editor's checkpoint was not used
+
+
+def test_a_trained_editor_is_for_methods_that_need_one(inputs, tmp_path):
+    with pytest.raises(CoachHookError, match="trained_editor: method coachhook takes none; leave it out"):
+        run_stream(StreamConfig(**CONFIG), *inputs, trained_editor="mend.safetensors", **folders(tmp_path))
+    config = StreamConfig(**{**CONFIG, "method": "mend", "hyperparameters": {"layers": LAYERS}})
+    with pytest.raises(CoachHookError, match="trained_editor: method mend needs one"):
+        run_stream(config, *inputs, **folders(tmp_path))
+    assert not any(tmp_path.iterdir())

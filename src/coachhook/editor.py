@@ -6,22 +6,28 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from weakref import WeakSet
 
-from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coachhook.covariance import Covariance, CovarianceError, check_matrices, read_covariance
 from coachhook.edit_request import EditRequest, RequestError
-from coachhook.editors import METHODS
-from coachhook.editors.base import Method, MethodConfig, Update
+from coachhook.editors.base import Method, Update
 from coachhook.errors import CoachHookError
+from coachhook.hyperparameters import check_trained_editor, configure, registered
+from coachhook.journal import JournalError, Step
 from coachhook.keys import encode_edit
-from coachhook.metrics import Metrics, predict, questions, score, summarise
+from coachhook.metrics import Metrics, predict, predict_base, questions, score, summarise
+from coachhook.saved_edits import BaseModelIdentity, read_edits, read_tokenizer, write_edits
+
+_edited: WeakSet[PreTrainedModel] = WeakSet()  # models with an open editor
 
 
-class HyperparameterError(CoachHookError, ValueError):
-    """A method or hyper-parameter is unknown or out of range; names it and what is allowed."""
+class EditorError(CoachHookError, ValueError):
+    """What is asked does not fit the state of the editor or of its model."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +57,14 @@ class Editor:
     ```
 
     Arguments:
-        model: a `PreTrainedModel`; it stays usable as it is, now with the edits.
+        model: a `PreTrainedModel`; it stays usable as it is, now with the edits. One editor at a time.
         method: one of `methods()`.
         covariance: file from `compute_covariance`, or C0 (m×m) per layer, for methods that need one.
+        trained_editor: file from `TrainedMethod.train`, for methods that need one (mend, serac).
         hyperparameters: of the method; `layers` defaults to the covariance's.
 
     Raises:
-        HyperparameterError, CovarianceError, ArchitectureError: before anything is touched.
+        HyperparameterError, CovarianceError, ArchitectureError, EditorError: before anything is touched.
     """
 
     def __init__(
@@ -66,44 +73,122 @@ class Editor:
         tokenizer: PreTrainedTokenizerBase,
         method: str = "coachhook",
         covariance: str | os.PathLike | Mapping[int, Tensor] | None = None,
+        *,
+        trained_editor: str | os.PathLike | None = None,
         **hyperparameters,
     ):
-        if method not in METHODS:
-            raise HyperparameterError(f"method: {method!r} is unknown; use one of {', '.join(METHODS)}")
-        registered = METHODS[method]
-        method_class = registered.load()
+        needed = registered(method).load().needs_covariance
         loaded = _load_covariance(covariance, model, hyperparameters.get("layers"))
-        if method_class.needs_covariance and loaded is None:
+        if needed and loaded is None:
             raise CovarianceError(f"covariance: method {method} needs one; make it with compute_covariance")
-        if loaded is not None:
-            hyperparameters.setdefault("layers", loaded.layers)
-        self.method = method
-        self.config = _configure(method, method_class.config_class, {**registered.preset, **hyperparameters})
-        self.model, self.tokenizer = model, tokenizer
-        model.eval()
-        self._method: Method = method_class(model, tokenizer, self.config, loaded)
-        self._step = 0
+        self._open(model, tokenizer, method, loaded, trained_editor, hyperparameters)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | os.PathLike,
+        model: PreTrainedModel | None = None,
+        *,
+        covariance: str | os.PathLike | Mapping[int, Tensor] | None = None,
+    ) -> Editor:
+        """The editor that `save_pretrained` saved, with the same outputs.
+
+        Arguments:
+            model: the base model; loaded by its name where it is not given.
+            covariance: only to edit further, with methods that need one.
+
+        Raises:
+            JournalError: the directory is incomplete, damaged, of a newer format, or of another base model.
+            CovarianceError: the covariance cannot be used.
+        """
+        saved = read_edits(directory)
+        model = saved.base_model.load() if model is None else model
+        differences = saved.base_model.differences(BaseModelIdentity.of(model, saved.layers))
+        if differences:
+            name = saved.base_model.name or "that was edited"
+            problem = f"was saved from another base model ({'; '.join(differences)}); load the model {name}"
+            raise JournalError(f"{directory}: {problem}")
+        editor = cls.__new__(cls)
+        editor._open(
+            model,
+            read_tokenizer(directory, saved),
+            saved.method,
+            _load_covariance(covariance, model, saved.layers),
+            saved.trained_editor and Path(directory) / saved.trained_editor,
+            saved.hyperparameters,
+        )
+        try:
+            for step in saved.steps:
+                editor._replay(step.read(directory))
+        except BaseException:
+            editor.close()
+            raise
+        return editor
+
+    def save_pretrained(self, directory: str | os.PathLike) -> None:
+        """Save all steps, the tokenizer and, where there is one, the trained editor; the base model is only named.
+
+        An earlier save in the same directory is replaced, whole or not at all. The covariance is not saved.
+        """
+        write_edits(
+            directory, self.method, self.config, self._identity, self._steps, self.tokenizer, self._trained_editor
+        )
 
     @property
     def step(self) -> int:
         """Number of batches applied."""
-        return self._step
+        return len(self._steps)
+
+    @property
+    def journal(self) -> tuple[Step, ...]:
+        """The steps applied, in order."""
+        return tuple(self._steps)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that answering with the edits takes besides the base model."""
+        return self._method.state_bytes()
 
     def edit(self, requests: Sequence[EditRequest]) -> StepReport:
         """Write one batch, on top of all earlier ones.
 
         Raises:
             RequestError: a request does not fit the model's context; nothing has been edited then.
+            CovarianceError: the editor was loaded without the covariance that its method needs to edit.
+            EditorError: the editor is closed.
         """
+        self._check_open()
+        if self._answers_only:
+            raise CovarianceError(
+                f"covariance: method {self.method} needs one to edit further; "
+                "give it to Editor.from_pretrained(directory, covariance=...)"
+            )
         self.check(requests)
         update = self._method.edit(requests)
-        self._step += 1
-        return StepReport(self._step, len(requests), self._method.thresholds(), update)
+        self._steps.append(Step(update, tuple(requests), datetime.now(UTC).isoformat(timespec="seconds")))
+        return StepReport(self.step, len(requests), self._method.thresholds(), update)
 
-    def replay(self, update: Update) -> None:
-        """Apply the update of an earlier step, in order: the same bits as editing, without the work."""
-        self._method.replay(update)
-        self._step += 1
+    def replay(self, update: Update, requests: Sequence[EditRequest] = ()) -> None:
+        """Apply the update of an earlier step, in order: the same bits as editing, without the work.
+
+        Arguments:
+            requests: what the step was about, for the journal.
+        """
+        self._replay(Step(update, tuple(requests), datetime.now(UTC).isoformat(timespec="seconds")))
+
+    def rollback(self, to_step: int) -> None:
+        """Go back to step `to_step` (0: the base model): the same bits as having stopped there.
+
+        Raises:
+            EditorError: there is no such step, or the editor is closed.
+        """
+        self._check_open()
+        if not 0 <= to_step <= self.step:
+            raise EditorError(f"to_step: {to_step} is not between 0 and {self.step}, the steps applied")
+        kept, self._steps = self._steps[:to_step], []
+        self._method.reset()
+        for step in kept:
+            self._replay(step)
 
     def check(self, requests: Sequence[EditRequest]) -> None:
         """Refuse what cannot be edited on this model.
@@ -128,7 +213,7 @@ class Editor:
         """Reliability, generality and locality of these requests, as the model stands now (see `metrics`)."""
         asked = questions(requests)
         with self.disabled():
-            base = predict(self.model, self.tokenizer, asked, protocol)
+            base = predict_base(self.model, self.tokenizer, asked, protocol)
         answers = predict(self.model, self.tokenizer, asked, protocol)
         return summarise(asked, score(self.tokenizer, asked, answers, base, protocol))
 
@@ -146,7 +231,48 @@ class Editor:
 
     def close(self) -> None:
         """Take everything off the model: it is the base model again."""
-        self._method.close()
+        if not self._closed:
+            self._closed = True
+            _edited.discard(self.model)
+            self._method.close()
+
+    def _open(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        method: str,
+        covariance: Covariance | None,
+        trained_editor: str | os.PathLike | None,
+        hyperparameters: dict,
+    ) -> None:
+        """Put the method on the model; without a covariance that it needs, it answers and replays only."""
+        if model in _edited:
+            raise EditorError("model: another editor is on it; close() that one first")
+        entry = registered(method)
+        method_class = entry.load()
+        check_trained_editor(method, method_class, trained_editor)
+        layers = {} if covariance is None else {"layers": covariance.layers}
+        values = {**entry.preset, **layers, **hyperparameters}
+        self.method, self.model, self.tokenizer = method, model, tokenizer
+        self.config = configure(method, method_class.config_class, values)
+        self._identity = BaseModelIdentity.of(model, self.config.layers)
+        self._trained_editor = trained_editor
+        self._answers_only = method_class.needs_covariance and covariance is None
+        model.eval()
+        given = () if trained_editor is None else (trained_editor,)
+        self._method: Method = method_class(model, tokenizer, self.config, covariance, *given)
+        self._steps: list[Step] = []
+        self._closed = False
+        _edited.add(model)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EditorError("the editor is closed; make a new one")
+
+    def _replay(self, step: Step) -> None:
+        self._check_open()
+        self._method.replay(step.update)
+        self._steps.append(step)
 
     def __repr__(self) -> str:
         return f"Editor(method={self.method!r}, step={self.step}, layers={list(self.config.layers)})"
@@ -164,16 +290,3 @@ def _load_covariance(
         return Covariance(dict(covariance), {}, 0, "")
     named = layers if isinstance(layers, Sequence) else None  # what is no list is refused by the configuration
     return read_covariance(covariance, model, named)
-
-
-def _configure(method: str, config_class: type[MethodConfig], values: dict) -> MethodConfig:
-    """The method's configuration, or one line that names the first value it refuses."""
-    try:
-        return config_class(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"][:1]))
-        known = ", ".join(config_class.model_fields)
-        raise HyperparameterError(
-            f"{name}: {first['msg'].lower()} (method {method}, got {first.get('input')!r}); it has {known}"
-        ) from None

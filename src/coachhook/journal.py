@@ -4,47 +4,69 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from coachhook.edit_request import EditRequest
 from coachhook.editors.base import Update
 from coachhook.errors import CoachHookError
 
 _FORMAT = 1
 
 
-class JournalError(CoachHookError):
-    """A journal file is damaged or of another format."""
+class JournalError(CoachHookError, ValueError):
+    """A journal is damaged, of another format, or of another base model."""
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file under a temporary name, sync it, and rename it."""
+@dataclass(frozen=True)
+class Step:
+    """One applied batch.
+
+    Attributes:
+        update: what it wrote.
+        requests: what it was asked to write.
+        time: when it was edited, ISO 8601 in UTC.
+    """
+
+    update: Update
+    requests: tuple[EditRequest, ...]
+    time: str
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file under a temporary name, sync it, and rename it."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(path, text.encode())
 
 
 def step_path(directory: str | os.PathLike, step: int) -> Path:
     return Path(directory) / f"{step:06d}.safetensors"
 
 
+def pack_step(step: int, update: Update) -> bytes:
+    """The file of step `step` (from 1): the same update is the same bytes."""
+    metadata = {"format": str(_FORMAT), "step": str(step), "info": json.dumps(update.info, sort_keys=True)}
+    # One key, as safetensors writes several in random order.
+    packed = {"coachhook": json.dumps(metadata, sort_keys=True)}
+    return save({name: tensor.contiguous() for name, tensor in update.tensors.items()}, packed)
+
+
 def write_step(directory: str | os.PathLike, step: int, update: Update) -> None:
     """Store the update of step `step` (from 1)."""
-    path = step_path(directory, step)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    metadata = {"format": str(_FORMAT), "step": str(step), "info": json.dumps(update.info, sort_keys=True)}
-    # One key, as safetensors writes several in random order, and the same step should be the same bytes.
-    packed = {"coachhook": json.dumps(metadata, sort_keys=True)}
-    save_file({name: tensor.contiguous() for name, tensor in update.tensors.items()}, temporary, packed)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_bytes(step_path(directory, step), pack_step(step, update))
 
 
 def read_step(directory: str | os.PathLike, step: int) -> Update | None:
@@ -54,8 +76,15 @@ def read_step(directory: str | os.PathLike, step: int) -> Update | None:
         JournalError: the file is there but damaged.
     """
     path = step_path(directory, step)
-    if not path.exists():
-        return None
+    return read_update(path) if path.exists() else None
+
+
+def read_update(path: str | os.PathLike) -> Update:
+    """The update in one file.
+
+    Raises:
+        JournalError: it is missing, damaged or of another format.
+    """
     try:
         with safe_open(path, "pt") as file:
             metadata = json.loads((file.metadata() or {}).get("coachhook", "{}"))

@@ -37,12 +37,30 @@ def predict(
         RequestError: a prompt with its answer is longer than the context.
     """
     parts = ModelParts(model)
-    rows = encode_answers(tokenizer, [(question.prompt, question.answer) for question in asked])
-    for question, row in zip(asked, rows, strict=True):
-        if len(row.ids) > parts.context_length:
-            problem = f"{len(row.ids)} tokens with its answer, the model's context holds {parts.context_length}"
-            raise RequestError(f"{problem}; shorten it", f"{question.kind} prompt", record=question.request + 1)
+    rows = _encode(parts, tokenizer, asked)
     return PROTOCOLS[protocol][0](parts, rows, pad_id(tokenizer)) if rows else []
+
+
+@torch.no_grad()
+def predict_base(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Question],
+    protocol: str,
+) -> Answers:
+    """`predict` where scores are held against the base model's answer: on locality probes; () for other questions.
+
+    Raises:
+        RequestError: a prompt, of whatever kind, is longer with its answer than the context.
+    """
+    parts = ModelParts(model)
+    rows = _encode(parts, tokenizer, asked)
+    probes = [place for place, question in enumerate(asked) if question.kind in LOCALITY]
+    found = PROTOCOLS[protocol][0](parts, [rows[place] for place in probes], pad_id(tokenizer)) if probes else []
+    answers: Answers = [()] * len(rows)
+    for place, answer in zip(probes, found, strict=True):
+        answers[place] = answer
+    return answers
 
 
 def score(
@@ -55,7 +73,7 @@ def score(
     """Score in 0..1 per question: agreement with the answer, for locality probes with the base model's output.
 
     Arguments:
-        base: the base model's answers to the same questions, under the same protocol.
+        base: what `predict_base` found for the same questions, under the same protocol.
     """
     compare = PROTOCOLS[protocol][1]
     rows = encode_answers(tokenizer, [(question.prompt, question.answer) for question in asked])
@@ -63,6 +81,15 @@ def score(
         compare(given, before if question.kind in LOCALITY else row.answer_ids)
         for question, row, given, before in zip(asked, rows, answers, base, strict=True)
     ]
+
+
+def _encode(parts: ModelParts, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Question]) -> list[EncodedPrompt]:
+    rows = encode_answers(tokenizer, [(question.prompt, question.answer) for question in asked])
+    for question, row in zip(asked, rows, strict=True):
+        if len(row.ids) > parts.context_length:
+            problem = f"{len(row.ids)} tokens with its answer, the model's context holds {parts.context_length}"
+            raise RequestError(f"{problem}; shorten it", f"{question.kind} prompt", record=question.request + 1)
+    return rows
 
 
 def _teacher_forced(parts: ModelParts, rows: Sequence[EncodedPrompt], fill: int) -> Answers:

@@ -1,0 +1,163 @@
+"""What a stream writes down: records and metrics after its steps, z-scores at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from coachhook.edit_request import EditRequest
+from coachhook.editor import Editor
+from coachhook.journal import write_text
+from coachhook.metrics import Answers, Question, predict, questions, score, summarise
+from coachhook.tokens import encode
+
+if TYPE_CHECKING:
+    from coachhook.stream import StreamConfig
+
+
+class Evaluation:
+    """Evaluates a stream's requests: after some steps all requests so far, or, in a single round, each batch's own.
+
+    Arguments:
+        base: per protocol the base model's answers to all questions of the stream.
+    """
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        editor: Editor,
+        stream: Sequence[EditRequest],
+        checkpoint: Path,
+        base: Mapping[str, Answers],
+    ):
+        self._config, self._editor, self._stream, self._checkpoint = config, editor, stream, checkpoint
+        self._asked, self._base = questions(stream), base
+
+    def run(self, step: int) -> str:
+        """Write records and metrics of this step unless they are there; a few words on what came out."""
+        records_path, metrics_path = self._paths(step)
+        if not metrics_path.exists():  # written last
+            first, edits = self._requests(step)
+            places = [place for place, question in enumerate(self._asked) if first <= question.request < edits]
+            rows, metrics = [], []
+            for protocol in self._protocols(step):
+                scores = self._scores(places, protocol)
+                rows.append(self._records(step, edits, protocol, places, scores))
+                metrics.append(self._metrics(step, edits, protocol, [self._asked[place] for place in places], scores))
+            _write_parquet(pd.concat(rows, ignore_index=True), records_path)
+            write_text(metrics_path, "".join(json.dumps(row) + "\n" for row in metrics))
+        shown = json.loads(metrics_path.read_text().splitlines()[0])
+        scores = {name: shown[name] for name in ("reliability", "generality", "locality")}
+        return ": " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items() if value is not None)
+
+    def write(self, out: Path) -> None:
+        """Put the evaluations of all steps together, in order."""
+        out.mkdir(parents=True, exist_ok=True)
+        paths = [self._paths(step) for step in self._config.evaluation_steps()]
+        if self._config.z_scores:
+            _write_parquet(pd.DataFrame(_z_score_rows(self._editor, self._answered())), out / "zscores.parquet")
+        records = pd.concat([pd.read_parquet(path) for path, _ in paths], ignore_index=True)
+        _write_parquet(records, out / "records.parquet")
+        if self._config.round == "single":
+            metrics = "".join(json.dumps(row) + "\n" for row in self._single_round(records))
+        else:
+            metrics = "".join(path.read_text() for _, path in paths)
+        write_text(out / "metrics.jsonl", metrics)
+
+    def _requests(self, step: int) -> tuple[int, int]:
+        """The requests (first, one behind the last) that a step's evaluation is about."""
+        size = self._config.batch_size
+        first = (step - 1) * size if self._config.round == "single" else 0
+        return first, min(step * size, len(self._stream))
+
+    def _protocols(self, step: int) -> tuple[str, ...]:
+        last = self._config.round == "single" or step == self._config.evaluation_steps()[-1]
+        return self._config.protocols if last else self._config.protocols[:1]
+
+    def _scores(self, places: Sequence[int], protocol: str) -> list[float]:
+        asked = [self._asked[place] for place in places]
+        base = [self._base[protocol][place] for place in places]
+        given = predict(self._editor.model, self._editor.tokenizer, asked, protocol)
+        return score(self._editor.tokenizer, asked, given, base, protocol)
+
+    def _records(
+        self, step: int, edits: int, protocol: str, places: Sequence[int], scores: Sequence[float]
+    ) -> pd.DataFrame:
+        asked = [self._asked[place] for place in places]
+        frame = pd.DataFrame(
+            {
+                "step": step,
+                "edits": edits,
+                "batch": [question.request // self._config.batch_size + 1 for question in asked],
+                "request": [question.request for question in asked],
+                "case_id": [str(self._stream[question.request].case_id) for question in asked],
+                "kind": [question.kind for question in asked],
+                "prompt": [question.index for question in asked],
+                "protocol": protocol,
+                "score": scores,
+                "superseded": [self._stream[question.request].superseded for question in asked],
+            }
+        )
+        types = {"step": "int32", "edits": "int32", "batch": "int32", "request": "int32", "prompt": "int16"}
+        return frame.astype({**types, "score": "float32"})
+
+    def _metrics(
+        self, step: int, edits: int, protocol: str, asked: Sequence[Question], scores: Sequence[float]
+    ) -> dict:
+        everything = summarise(asked, scores)
+        first = (step - 1) * self._config.batch_size
+        latest = [(q, value) for q, value in zip(asked, scores, strict=True) if q.request >= first]
+        current = summarise(*zip(*latest, strict=True))
+        row = {"step": step, "edits": edits, "protocol": protocol, **asdict(everything), "mean": everything.mean}
+        row |= {f"{name}_current_batch": value for name, value in asdict(current).items()}
+        thresholds = self._editor.thresholds()
+        row["alpha"] = thresholds and {str(layer): value for layer, value in thresholds.items()}
+        return row
+
+    def _single_round(self, records: pd.DataFrame) -> Iterator[dict]:
+        """One row per protocol over all requests, each as it was right after its own batch; no α is common to them."""
+        step = self._config.evaluation_steps()[-1]
+        for protocol in self._config.protocols:
+            scores = records.score[records.protocol == protocol].tolist()  # in the order of the questions
+            yield {**self._metrics(step, len(self._stream), protocol, self._asked, scores), "alpha": None}
+
+    def _answered(self) -> Iterator[tuple[int, EditRequest]]:
+        """The requests that the final model was edited with, with their places in the stream."""
+        first, end = self._requests(self._config.evaluation_steps()[-1])
+        return zip(range(first, end), self._stream[first:end], strict=True)
+
+    def _paths(self, step: int) -> tuple[Path, Path]:
+        return self._checkpoint / f"{step:06d}.records.parquet", self._checkpoint / f"{step:06d}.metrics.jsonl"
+
+
+def _z_score_rows(editor: Editor, requests: Iterator[tuple[int, EditRequest]]) -> Iterator[dict]:
+    """z of each token of edit prompts and paraphrases: the edited subject's last token against the others."""
+    prompts = [
+        (kind, position, text, request.subject_span(text)[1])
+        for position, request in requests
+        for kind, texts in (("edit", [request.text]), ("paraphrase", request.paraphrase_texts))
+        for text in texts
+        if request.subject.lower() in text.lower()
+    ]
+    for start in range(0, len(prompts), 256):
+        group = prompts[start : start + 256]
+        for layer, z, real in editor.z_scores([text for _, _, text, _ in group]):
+            for row, (kind, position, text, end) in enumerate(group):
+                subject = encode(editor.tokenizer, text, subject_end=end).subject_last
+                for place, value in enumerate(z[row][real[row]].tolist()):
+                    role = "subject" if place == subject else "other"
+                    yield {"layer": layer, "kind": kind, "request": position, "role": role, "z": value}
+
+
+def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    frame.to_parquet(temporary, index=False)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

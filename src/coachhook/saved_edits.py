@@ -1,0 +1,219 @@
+"""A directory of saved edits: `edits.json`, one safetensors file a step, the tokenizer, a trained editor; no pickle.
+
+Files are named after their content and `edits.json`, which names them, is written last. So a directory is complete
+when `edits.json` is there, and saving over an earlier save leaves that one whole until the new one is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+import coachhook
+from coachhook.architectures import ModelParts
+from coachhook.covariance import model_digest
+from coachhook.edit_request import EditRequest, Probe
+from coachhook.editors.base import MethodConfig
+from coachhook.journal import JournalError, Step, pack_step, read_update, write_bytes, write_text
+
+_FORMAT = 1
+_INDEX = "edits.json"
+_WRITTEN = r"((\d{6}|trained_editor)-[0-9a-f]{16}\.safetensors|tokenizer-[0-9a-f]{16})"
+_OURS = re.compile(rf"{_WRITTEN}|\.({_WRITTEN}|tokenizer|edits\.json)\.\d+\.tmp")
+
+
+class BaseModelIdentity(BaseModel):
+    """What tells a base model from others; its weights by a digest of each edited layer's rewrite module."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    revision: str | None
+    family: str
+    layers: int
+    width: int
+    dtype: str
+    digests: dict[int, str]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, edited: Sequence[int]) -> BaseModelIdentity:
+        """edited: the layers to be edited; those that the model lacks have no digest."""
+        count = len(ModelParts(model).blocks)
+        return cls(
+            name=model.name_or_path,
+            revision=getattr(model.config, "_commit_hash", None),
+            family=model.config.model_type,
+            layers=count,
+            width=model.config.hidden_size,
+            dtype=str(model.dtype).removeprefix("torch."),
+            digests={layer: model_digest(model, [layer]) for layer in edited if layer < count},
+        )
+
+    def differences(self, other: BaseModelIdentity) -> list[str]:
+        """What of `other` is not as it is here, in words; names and revisions do not count."""
+        found = [
+            f"{field} {getattr(self, field)}, not {getattr(other, field)}"
+            for field in ("family", "layers", "width", "dtype")
+            if getattr(self, field) != getattr(other, field)
+        ]
+        if not found:
+            changed = [layer for layer, digest in self.digests.items() if other.digests.get(layer) != digest]
+            found = [f"other weights at layers {', '.join(map(str, changed))}"] if changed else []
+        return found
+
+    def load(self) -> PreTrainedModel:
+        """The base model by its name.
+
+        Raises:
+            JournalError: it has none, or nothing is found under it.
+        """
+        if not self.name:
+            raise JournalError("model: the saved edits know no name of their base model; give the model itself")
+        try:
+            dtype = getattr(torch, self.dtype)
+            return AutoModelForCausalLM.from_pretrained(self.name, revision=self.revision, dtype=dtype)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise JournalError(f"model: {self.name} cannot be loaded ({reason}); give the model itself") from None
+
+
+class SavedStep(BaseModel):
+    """One step: its safetensors file, when it was edited, and its requests."""
+
+    file: str
+    time: str
+    requests: list[dict]
+
+    def read(self, directory: str | os.PathLike) -> Step:
+        """Raises JournalError for a file that is missing or damaged."""
+        path = Path(directory) / Path(self.file).name
+        if not path.is_file() or self.file != _name(path.name.partition("-")[0], path.read_bytes()):
+            raise JournalError(f"{path}: missing or damaged; save the edits again")
+        try:
+            requests = tuple(
+                EditRequest(**{**record, "locality": [Probe(**probe) for probe in record["locality"]]})
+                for record in self.requests
+            )
+        except (KeyError, TypeError) as error:
+            raise JournalError(f"{_INDEX}: the requests of {path.name} are damaged ({error})") from None
+        return Step(read_update(path), requests, self.time)
+
+
+class SavedEdits(BaseModel):
+    """The content of `edits.json`."""
+
+    format: Literal[1]
+    coachhook: str
+    method: str
+    layers: list[int]
+    gate: str | None
+    hyperparameters: dict
+    base_model: BaseModelIdentity
+    tokenizer: str
+    trained_editor: str | None
+    steps: list[SavedStep]
+
+
+def write_edits(
+    directory: str | os.PathLike,
+    method: str,
+    config: MethodConfig,
+    base_model: BaseModelIdentity,
+    steps: Iterable[Step],
+    tokenizer: PreTrainedTokenizerBase,
+    trained_editor: str | os.PathLike | None,
+) -> None:
+    """Save edits; what an earlier save left there and this one does not need is removed at the end."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    saved = SavedEdits(
+        format=_FORMAT,
+        coachhook=coachhook.__version__,
+        method=method,
+        layers=list(config.layers),
+        gate=getattr(config, "gate", None),
+        hyperparameters=config.model_dump(mode="json"),
+        base_model=base_model,
+        tokenizer=_write_tokenizer(directory, tokenizer),
+        trained_editor=trained_editor and _write(directory, "trained_editor", Path(trained_editor).read_bytes()),
+        steps=[
+            SavedStep(
+                file=_write(directory, f"{number:06d}", pack_step(number, step.update)),
+                time=step.time,
+                requests=[asdict(request) for request in step.requests],
+            )
+            for number, step in enumerate(steps, 1)
+        ],
+    )
+    write_text(directory / _INDEX, json.dumps(saved.model_dump(), ensure_ascii=False, indent=1) + "\n")
+    needed = {saved.tokenizer, saved.trained_editor, *(step.file for step in saved.steps)}
+    for path in directory.iterdir():
+        if _OURS.fullmatch(path.name) and path.name not in needed:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def read_edits(directory: str | os.PathLike) -> SavedEdits:
+    """Read `edits.json`; the steps' files are read one by one (`SavedStep.read`).
+
+    Raises:
+        JournalError: it is missing, damaged, or of a newer format.
+    """
+    path = Path(directory) / _INDEX
+    if not path.is_file():
+        raise JournalError(f"{path}: no such file; nothing was saved there, or the save was cut short: save again")
+    try:
+        content = json.loads(path.read_bytes())
+        found = content["format"]
+        if isinstance(found, int) and found > _FORMAT:
+            raise JournalError(
+                f"{path}: format {found} is newer than {_FORMAT}, the newest that coachhook {coachhook.__version__} "
+                "reads; update coachhook"
+            )
+        return SavedEdits(**content)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise JournalError(f"{path}: damaged ({reason}); save the edits again") from None
+
+
+def read_tokenizer(directory: str | os.PathLike, saved: SavedEdits) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(Path(directory) / saved.tokenizer)
+
+
+def _write(directory: Path, stem: str, content: bytes) -> str:
+    """Write a safetensors file named after its content, unless it is there; its name."""
+    name = _name(stem, content)
+    if not (directory / name).exists():
+        write_bytes(directory / name, content)
+    return name
+
+
+def _name(stem: str, content: bytes) -> str:
+    return f"{stem}-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+
+
+def _write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Write a folder named after the tokenizer's files, unless it is there; its name."""
+    temporary = directory / f".tokenizer.{os.getpid()}.tmp"
+    tokenizer.save_pretrained(temporary)
+    digest = hashlib.sha256()
+    for path in sorted(temporary.iterdir()):
+        with open(path, "rb") as file:
+            digest.update(path.name.encode() + file.read())
+            os.fsync(file.fileno())
+    name = f"tokenizer-{digest.hexdigest()[:16]}"
+    if (directory / name).exists():
+        shutil.rmtree(temporary)
+    else:
+        os.replace(temporary, directory / name)
+    return name

@@ -1,0 +1,222 @@
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from conftest import build_model
+from test_editors import logits, make_editor
+
+from coachhook import Editor
+from coachhook.covariance import CovarianceError
+from coachhook.errors import CoachHookError
+from coachhook.journal import JournalError
+
+
+@pytest.fixture
+def editor(tokenizer, covariances, requests):
+    editor = make_editor(build_model("gpt2"), tokenizer, covariances, "coachhook", alpha=1.0, target_steps=1)
+    for batch in (requests[:3], requests[3:5]):
+        editor.edit(batch)
+    return editor
+
+
+def refused(words, directory, model=None, error=JournalError):
+    """One line that says `words`, with the model left free."""
+    model = build_model("gpt2") if model is None else model
+    with pytest.raises(error, match=words) as caught:
+        Editor.from_pretrained(directory, model)
+    assert "\n" not in str(caught.value)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def change_index(directory, **changes):
+    path = directory / "edits.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_what_is_saved_is_readable_and_no_pickle(editor, requests, tmp_path):
+    editor.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "edits.json").read_text())
+    assert (index["format"], index["method"], index["layers"], index["gate"]) == (1, "coachhook", [1, 2], "paper")
+    assert index["hyperparameters"] == json.loads(editor.config.model_dump_json())
+    assert index["base_model"]["family"] == "gpt2"
+    prompts = [[record["prompt"] for record in step["requests"]] for step in index["steps"]]
+    assert prompts == [[request.prompt for request in batch] for batch in (requests[:3], requests[3:5])]
+    assert [step["file"][:6] for step in index["steps"]] == ["000001", "000002"]
+    endings = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert endings == {".json", ".safetensors"}
+
+
+def test_requests_come_back(editor, tmp_path):
+    editor.save_pretrained(tmp_path)
+    loaded = Editor.from_pretrained(tmp_path, build_model("gpt2"))
+    for step, original in zip(loaded.journal, editor.journal, strict=True):
+        assert (step.requests, step.time) == (original.requests, original.time)
+        assert step.update.info == original.update.info
+
+
+def test_the_base_model_is_loaded_by_its_name(tokenizer, covariances, requests, tmp_path):
+    build_model("llama").save_pretrained(tmp_path / "base")
+    model = type(build_model("llama")).from_pretrained(tmp_path / "base")
+    editor = make_editor(model, tokenizer, covariances, "memit", target_steps=1)
+    editor.edit(requests[:2])
+    editor.save_pretrained(tmp_path / "edits")
+    loaded = Editor.from_pretrained(tmp_path / "edits")
+    assert loaded.model is not model
+    assert torch.equal(logits(loaded.model, loaded.tokenizer, requests), logits(model, tokenizer, requests))
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(JournalError, match=r"base cannot be loaded .*; give the model itself"):
+        Editor.from_pretrained(tmp_path / "edits")
+
+
+def test_a_base_model_without_a_name_must_be_given(editor, tmp_path):
+    editor.save_pretrained(tmp_path)
+    with pytest.raises(JournalError, match="no name of their base model; give the model itself"):
+        Editor.from_pretrained(tmp_path)
+
+
+def test_another_base_model_is_refused_with_what_differs(editor, tmp_path):
+    editor.save_pretrained(tmp_path)
+    refused("another base model .*family gpt2, not llama", tmp_path, build_model("llama"))
+    refused("another base model .*other weights at layers 1, 2", tmp_path, build_model("gpt2", seed=1))
+    refused("dtype float32, not float64", tmp_path, build_model("gpt2").double())
+    changed = build_model("gpt2")
+    with torch.no_grad():
+        changed.transformer.h[2].mlp.c_proj.weight[0, 0] += 1e-3
+    refused(r"\(other weights at layers 2\)", tmp_path, changed)
+
+
+def test_a_newer_format_is_refused(editor, tmp_path):
+    editor.save_pretrained(tmp_path)
+    change_index(tmp_path, format=2, steps="of another kind")
+    refused(r"edits\.json: format 2 is newer than 1.*; update coachhook", tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 0}', '{"format": "x"}'])
+def test_a_damaged_index_is_named(editor, tmp_path, content):
+    editor.save_pretrained(tmp_path)
+    (tmp_path / "edits.json").write_text(content)
+    refused(r"edits\.json: damaged \(.*\); save the edits again", tmp_path)
+
+
+def test_a_directory_without_index_is_refused(tmp_path):
+    refused(r"edits\.json: no such file", tmp_path)
+    refused(r"edits\.json: no such file", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped"])
+def test_a_damaged_step_is_named(editor, tmp_path, damage):
+    editor.save_pretrained(tmp_path)
+    path = next(tmp_path.glob("000002-*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content if damage == "flipped" else content[:-9])
+    if damage == "missing":
+        path.unlink()
+    refused(rf"{path.name}: missing or damaged; save the edits again", tmp_path)
+
+
+def test_a_damaged_request_is_named(editor, tmp_path):
+    editor.save_pretrained(tmp_path)
+    steps = json.loads((tmp_path / "edits.json").read_text())["steps"]
+    for record in ({"subject": "Ada"}, {**steps[1]["requests"][0], "targte": "Paris"}):
+        steps[1]["requests"] = [record]
+        change_index(tmp_path, steps=steps)
+        refused(r"edits\.json: the requests of 000002-.* are damaged", tmp_path)
+
+
+def test_a_step_outside_the_directory_is_not_read(editor, tmp_path):
+    editor.save_pretrained(tmp_path / "a")
+    index = json.loads((tmp_path / "a" / "edits.json").read_text())
+    name = index["steps"][0]["file"]
+    shutil.move(tmp_path / "a" / name, tmp_path / name)
+    index["steps"][0]["file"] = f"../{name}"
+    change_index(tmp_path / "a", **index)
+    refused("missing or damaged", tmp_path / "a")
+
+
+def test_an_earlier_save_is_whole_until_the_new_one_is(editor, requests, tokenizer, tmp_path, monkeypatch):
+    """Rolled back and edited anew, step 2 is another; a save killed at any file leaves the earlier one loadable."""
+    editor.save_pretrained(tmp_path)
+    before = logits(editor.model, tokenizer, requests)
+    editor.rollback(1)
+    editor.edit(requests[5:])
+    after = logits(editor.model, tokenizer, requests)
+    assert not torch.equal(before, after)
+    replace = os.replace
+    for kept in ("000002", "edits.json"):
+
+        def killed(source, target, kept=kept):
+            if target.name.startswith(kept):
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        monkeypatch.setattr("os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            editor.save_pretrained(tmp_path)
+        loaded = Editor.from_pretrained(tmp_path, build_model("gpt2"))
+        assert torch.equal(logits(loaded.model, tokenizer, requests), before)
+    monkeypatch.undo()
+    (tmp_path / "notes.txt").write_text("ours")
+    editor.save_pretrained(tmp_path)
+    loaded = Editor.from_pretrained(tmp_path, build_model("gpt2"))
+    assert torch.equal(logits(loaded.model, tokenizer, requests), after)
+    kinds = sorted(path.name.partition("-")[0] for path in tmp_path.iterdir())
+    assert kinds == ["000001", "000002", "edits.json", "notes.txt", "tokenizer"]
+
+
+def test_a_loaded_editor_edits_further_with_its_covariance(editor, covariances, requests, tmp_path):
+    editor.save_pretrained(tmp_path)
+    loaded = Editor.from_pretrained(tmp_path, build_model("gpt2"))
+    with pytest.raises(CovarianceError, match=r"method coachhook needs one to edit further; .*covariance=") as caught:
+        loaded.edit(requests[5:])
+    assert "\n" not in str(caught.value)
+    assert loaded.step == 2
+    again = Editor.from_pretrained(tmp_path, build_model("gpt2"), covariance=covariances["gpt2"])
+    given, expected = again.edit(requests[5:]), editor.edit(requests[5:])
+    assert given.thresholds == expected.thresholds
+    assert all(torch.equal(given.update.tensors[name], tensor) for name, tensor in expected.update.tensors.items())
+
+
+@pytest.mark.parametrize("step", [-1, 3])
+def test_only_steps_there_can_be_rolled_back_to(editor, step):
+    with pytest.raises(CoachHookError, match=f"to_step: {step} is not between 0 and 2"):
+        editor.rollback(step)
+    assert editor.step == 2
+
+
+def test_two_editors_on_one_model_are_refused(editor, tokenizer, covariances, requests, tmp_path):
+    editor.save_pretrained(tmp_path)
+    before = logits(editor.model, tokenizer, requests)
+    with pytest.raises(CoachHookError, match=r"another editor is on it; close\(\) that one first"):
+        make_editor(editor.model, tokenizer, covariances, "memit")
+    with pytest.raises(CoachHookError, match="another editor is on it"):
+        Editor.from_pretrained(tmp_path, editor.model)
+    assert torch.equal(logits(editor.model, tokenizer, requests), before)
+    editor.close()
+    other = make_editor(editor.model, tokenizer, covariances, "memit")
+    editor.close()  # again: the other one stays
+    with pytest.raises(CoachHookError, match="another editor is on it"):
+        make_editor(editor.model, tokenizer, covariances, "memit")
+    other.close()
+
+
+def test_a_closed_editor_neither_edits_nor_rolls_back(editor, requests):
+    update = editor.journal[0].update
+    editor.close()
+    for act in (lambda: editor.edit(requests), lambda: editor.rollback(0), lambda: editor.replay(update)):
+        with pytest.raises(CoachHookError, match="the editor is closed"):
+            act()
+
+
+def test_a_trained_editor_is_asked_for_and_refused_by_name(tokenizer, tmp_path):
+    model = build_model("gpt2")
+    for method, path, words in [
+        ("mend", None, "trained_editor: method mend needs one"),
+        ("serac", tmp_path / "none", r"trained_editor: .*none is not a file"),
+        ("ft-m", tmp_path, "trained_editor: method ft-m takes none; leave it out"),
+    ]:
+        with pytest.raises(CoachHookError, match=words) as caught:
+            Editor(model, tokenizer, method, trained_editor=path, layers=(1,))
+        assert "\n" not in str(caught.value)
