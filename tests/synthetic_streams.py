@@ -13,6 +13,31 @@ SHAPES = {
     "memit": ((0.95, 0.45), (0.82, 0.48), (0.95, 0.25), (0.64, 0.22)),
     "ft-m": ((0.99, 0.72), (0.60, 0.45), (0.70, 0.55), (0.40, 0.30)),
 }
+MORE_SHAPES = {
+    "rome": ((0.99, 0.90), (0.80, 0.75), (0.90, 0.80), (0.60, 0.50)),
+    "emmet": ((0.95, 0.44), (0.82, 0.47), (0.94, 0.27), (0.62, 0.22)),
+    "alphaedit": ((0.97, 0.15), (0.83, 0.20), (0.97, 0.08), (0.68, 0.15)),
+    "rect": ((0.93, 0.42), (0.80, 0.46), (0.96, 0.22), (0.66, 0.20)),
+    "prune": ((0.90, 0.40), (0.79, 0.43), (0.96, 0.20), (0.66, 0.20)),
+    "ultraedit": ((0.96, 0.18), (0.82, 0.22), (0.96, 0.10), (0.67, 0.15)),
+    "ft-l": ((0.80, 0.70), (0.50, 0.42), (0.65, 0.50), (0.40, 0.30)),
+    "lora": ((0.99, 0.70), (0.62, 0.44), (0.72, 0.53), (0.40, 0.30)),
+    "mend": ((0.85, 0.80), (0.75, 0.72), (0.92, 0.85), (0.60, 0.50)),
+    "serac": ((0.95, 0.10), (0.85, 0.13), (0.90, 0.12), (0.50, 0.12)),
+    "grace": ((1.00, 0.00), (0.05, 0.00), (1.00, 0.00), (0.99, 0.01)),
+    "wise": ((0.95, 0.30), (0.75, 0.35), (1.00, 0.00), (0.90, 0.05)),
+}
+# seconds per edit, bytes of state at first, more of them per edit, slow-down: those of MEMIT, where nothing is given
+COSTS = {
+    "coachhook": (0.40, 1.6e6, 0, 1.35),
+    "ft-m": (0.03, 5e5, 0, 1.0),
+    "rome": (0.30, 5e5, 0, 1.0),
+    "lora": (0.60, 8e4, 0, 1.1),
+    "mend": (0.05, 1e6, 0, 1.0),
+    "serac": (0.01, 3e6, 4e3, 2.6),
+    "grace": (0.50, 1.2e3, 1.1e3, 1.2),
+    "wise": (0.70, 2.0e6, 0, 1.25),
+}
 KINDS = ("edit", "paraphrase", "other_subject", "same_subject")
 
 
@@ -23,12 +48,13 @@ def stream_dir(root, dataset, method, setting="default", seed=0, model="world") 
 def write_stream(directory, method, *, steps=6, batch=4, seed=0, gain=0.0, same_subject=True, zscores=False):
     """A stream of `steps` batches; `gain` is added to every score (a setting's effect)."""
     random = np.random.default_rng([seed, len(method)])
+    shapes = (SHAPES | MORE_SHAPES)[method]
     directory.mkdir(parents=True)
     rows, records = [], []
     for step in range(1, steps + 1):
         scores = [
             float(np.clip(first - lost * (step - 1) / steps + gain + random.normal(0, 0.012), 0, 1))
-            for first, lost in SHAPES[method]
+            for first, lost in shapes
         ]
         alpha = {str(layer): round(2.2 - 0.1 * layer - 0.01 * step, 3) for layer in range(3)}
         for protocol, factor in (("easyedit", 1.0), ("generate", 0.7)):
@@ -41,7 +67,7 @@ def write_stream(directory, method, *, steps=6, batch=4, seed=0, gain=0.0, same_
         for request in range(step * batch):
             age = (step * batch - request) / (steps * batch)
             place = (step, step * batch, request // batch + 1, request)
-            for kind, (first, lost) in zip(KINDS, SHAPES[method], strict=True):
+            for kind, (first, lost) in zip(KINDS, shapes, strict=True):
                 if same_subject or kind != "same_subject":
                     score = float(random.random() < first - lost * age * 1.3)
                     records.append((*place, kind, 0, score, request == 1))
@@ -50,8 +76,25 @@ def write_stream(directory, method, *, steps=6, batch=4, seed=0, gain=0.0, same_
     columns = ["step", "edits", "batch", "request", "kind", "prompt", "score", "superseded"]
     frame = pd.DataFrame(records, columns=columns).assign(protocol="easyedit", case_id="")
     pd.concat([frame, frame.assign(protocol="generate", score=0.0)]).to_parquet(directory / "records.parquet")
+    write_cost(directory, method, random, steps, batch)
     if zscores:
         write_zscores(directory, random)
+
+
+def write_cost(directory, method, random, steps, batch):
+    """What each step took, and a last row about the edited model."""
+    seconds, first, growth, slowdown = COSTS.get(method, (0.35, 1.6e6, 0, 1.0))
+    journal = 1200 if method == "grace" else 9000
+    rows = []
+    for step in range(1, steps + 1):
+        edits = step * batch
+        taken = float(batch * seconds * random.uniform(0.9, 1.1))
+        sizes = {"state_bytes": int(first + growth * edits), "journal_bytes": journal * batch}
+        rows.append({"step": step, "edits": edits, "seconds": taken, **sizes})
+    edited = float(slowdown * random.uniform(0.97, 1.03))
+    times = {"forward_slowdown": edited, "forward_ms_base": 2.0, "forward_ms_edited": 2.0 * edited}
+    rows.append(times | {"tokens": 512, "model_bytes": 5_000_000})
+    (directory / "cost.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_zscores(directory, random, requests=60):
@@ -67,14 +110,29 @@ def write_zscores(directory, random, requests=60):
     pd.concat(parts).to_parquet(directory / "zscores.parquet")
 
 
-def write_study(root, *, datasets=("world-completions", "world-questions"), seeds=2, **options) -> list[Path]:
-    """A study's default streams, of every method in SHAPES."""
+def write_study(
+    root, *, datasets=("world-completions", "world-questions"), seeds=2, methods=SHAPES, setting="default", **options
+) -> list[Path]:
+    """A study's streams of one setting."""
     directories = []
     for dataset in datasets:
-        for method in SHAPES:
+        for method in methods:
             for seed in range(seeds):
-                directories.append(stream_dir(root, dataset, method, seed=seed))
+                directories.append(stream_dir(root, dataset, method, setting, seed))
                 write_stream(directories[-1], method, seed=seed, zscores=method == "coachhook" and seed == 0, **options)
+    return directories
+
+
+def write_grid(root, weights, alphas, *, models=("world",), default=None, **options):
+    """Streams that vary λ and α at once, best where both are in the middle; `default` is a pair with no name."""
+    directories = []
+    for model in models:
+        for x, weight in enumerate(weights):
+            for y, alpha in enumerate(alphas):
+                setting = "default" if (weight, alpha) == default else f"covariance_weight={weight},alpha={alpha}"
+                directories.append(stream_dir(root, "world-completions", "coachhook", setting, model=model))
+                gain = -0.06 * abs(x - len(weights) // 2) - 0.03 * abs(y - len(alphas) // 2)
+                write_stream(directories[-1], "coachhook", gain=gain, **options)
     return directories
 
 

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_streams import stream_dir, write_stream, write_study, write_sweep
+from synthetic_streams import stream_dir, write_grid, write_stream, write_study, write_sweep
 
 from coachhook import figures
 from coachhook.figure_data import StreamResultError, final, run_of, value_order
@@ -86,12 +86,40 @@ def test_sweeps(tmp_path, name, parameter, values, default, expected):
     streams = write_sweep(tmp_path, parameter, values, seeds=1, steps=2)
     streams.append(stream_dir(tmp_path, "world-completions", "coachhook"))
     write_stream(streams[-1], "coachhook", steps=2)
-    frame = figures.data(name, streams, default=default)
+    defaults = {} if default is None else {parameter: default, "seed": 0}
+    frame = figures.data(name, streams, defaults=defaults)
     assert frame.columns[:6].tolist() == ["method", "seed", parameter, "reliability", "generality", "locality"]
     assert frame[parameter].tolist() == expected
     chosen = [] if default is None else [str(default).strip("[]").replace(", ", "-")]
     assert frame.loc[frame["is_default"], parameter].tolist() == chosen
     assert (frame["edits"] == 8).all()
+
+
+def test_sensitivity_has_every_pair_of_values_with_unnamed_ones_from_the_defaults(tmp_path):
+    streams = write_grid(tmp_path, [20, 200], [1.4, 2.2], default=(200, 2.2), models=("mini", "wide"), steps=1)
+    partly = stream_dir(tmp_path, "world-completions", "coachhook", "alpha=2.6", model="mini")  # λ as by default
+    other = stream_dir(tmp_path, "world-completions", "coachhook", "alpha=2.6,clamp=1", model="mini")
+    for directory in (partly, other):
+        write_stream(directory, "coachhook", steps=1)
+    frame = figures.data("sensitivity", [*streams, partly, other], defaults={"covariance_weight": 200, "alpha": 2.2})
+    found = frame[["model", "covariance_weight", "alpha"]].astype(str).agg(" ".join, axis="columns").tolist()
+    assert found == [
+        *("mini 20 1.4", "mini 20 2.2", "mini 200 1.4", "mini 200 2.2", "mini 200 2.6"),
+        *("wide 20 1.4", "wide 20 2.2", "wide 200 1.4", "wide 200 2.2"),
+    ]
+    assert frame.loc[frame["is_default"], ["model", "covariance_weight"]].to_numpy().tolist() == [
+        ["mini", "200"],
+        ["wide", "200"],
+    ]
+
+
+def test_the_frontier_is_where_default_streams_end(study):
+    frame = figures.data("frontier", study)
+    assert len(frame) == len(study)
+    assert (frame["edits"] == 6).all()
+    last = final(figures.collect(study, valid=False))
+    assert sorted(frame["generality"]) == sorted(last["generality"])
+    assert (figures.data("frontier", study, protocol="generate")["protocol"] == "generate").all()
 
 
 def test_layers_given_as_a_list_match_their_setting():

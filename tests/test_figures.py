@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 from PIL import Image
-from synthetic_streams import SHAPES, stream_dir, write_stream, write_study, write_sweep
+from synthetic_streams import MORE_SHAPES, SHAPES, stream_dir, write_grid, write_stream, write_study, write_sweep
 
 from coachhook import figures
 from coachhook.figure_style import METHOD_STYLES, method_order, method_style
@@ -19,7 +19,8 @@ def streams(tmp_path_factory):
     """Streams for every figure, by its name."""
     root = tmp_path_factory.mktemp("study")
     study = write_study(root, datasets=("questions",), steps=3, batch=2)
-    found = dict.fromkeys(("hook", "zscore", "retention"), study)
+    found = dict.fromkeys(("hook", "zscore", "retention", "frontier", "cost"), study)
+    found["sensitivity"] = write_grid(root, [20, 200], [1.4, 2.2], models=("small", "large"), steps=2)
     for name, (parameter, values) in SWEEPS.items():
         methods = ("coachhook", "memit") if name == "batch_size" else ("coachhook",)
         found[name] = write_sweep(root, parameter, values, methods=methods, steps=2)
@@ -66,9 +67,9 @@ def test_a_csv_is_read_back_as_it_was_written(streams, tmp_path):
 def test_the_smallest_study_can_be_drawn(tmp_path):
     directory = stream_dir(tmp_path, "d", "coachhook")
     write_stream(directory, "coachhook", steps=1, batch=1, same_subject=False, zscores=True)
-    for name in ("hook", "zscore", "retention"):
+    for name in ("hook", "zscore", "retention", "frontier", "cost"):
         drawn(name, figures.data(name, [directory]), tmp_path / name)
-    drawn("lambda", figures.data("lambda", [directory], default=10), tmp_path / "lambda")
+    drawn("lambda", figures.data("lambda", [directory], defaults={"covariance_weight": 10}), tmp_path / "lambda")
 
 
 def test_models_and_missing_probes_get_rows_of_their_own(tmp_path):
@@ -84,13 +85,29 @@ def test_models_and_missing_probes_get_rows_of_their_own(tmp_path):
 
 
 def test_methods_are_told_apart_by_colour_and_by_marker():
-    looks = [method_style(method) for method in SHAPES]
-    assert set(METHOD_STYLES) == set(SHAPES)
-    assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(looks)
-    later = method_style("rome")
-    assert later == method_style("rome")
-    assert later.marker not in {look.marker for look in looks}
-    assert method_order(["rome", "ft-m", "alphaedit", "coachhook"]) == ["coachhook", "ft-m", "alphaedit", "rome"]
+    methods = [*SHAPES, *MORE_SHAPES, "coachhook-leverage"]
+    assert set(METHOD_STYLES) == set(methods)
+    looks = [method_style(method) for method in methods]
+    for part in ("label", "colour", "marker"):
+        assert len({getattr(look, part) for look in looks}) == len(looks)
+
+
+def test_a_method_added_later_needs_no_style_of_its_own():
+    later = method_style("pmet")
+    assert later == method_style("pmet")
+    assert later.label == "PMET"
+    assert later.marker not in {look.marker for look in METHOD_STYLES.values()}
+    assert method_order(["zed", "ft-m", "pmet", "coachhook"]) == ["coachhook", "ft-m", "pmet", "zed"]
+
+
+def test_sixteen_methods_fit_on_every_figure(tmp_path):
+    """Rows and names that a few methods do not need are there, and no figure is wider than a page."""
+    methods = [*SHAPES, *MORE_SHAPES]
+    streams = write_study(tmp_path / "streams", datasets=("d",), methods=methods, seeds=1, steps=2, batch=1)
+    for name in ("hook", "retention", "frontier", "cost"):
+        _, _, png = drawn(name, figures.data(name, streams), tmp_path / name)
+        with Image.open(png) as image:
+            assert image.width < 2800
 
 
 def test_an_unknown_figure_is_refused(tmp_path):

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 from docutils.core import publish_doctree
 
-from coachhook.report import summary, summary_text
+from coachhook import report
+from coachhook.tables import over_seeds, per_seed
 
 NEXT = {"coachhook": 0.8, "coachhook-nohook": 0.7, "memit": 0.5}
 
@@ -21,6 +22,14 @@ def frame_of(means, seeds=(0, 1, 2), spread=0.01, datasets=("completions",)):
                 rows.append(row | dict.fromkeys(("reliability", "generality", "locality", "mean"), score))
     rows.append({**rows[0], "step": 1, "edits": 10, "mean": 0.1})
     return pd.DataFrame(rows)
+
+
+def summary(frame):
+    return report.summary(over_seeds(per_seed(frame)))
+
+
+def summary_text(frame, study, kind="consecutive"):
+    return report.summary_text(over_seeds(per_seed(frame, kind=kind)), study, kind)
 
 
 def one_line(text):
@@ -55,7 +64,7 @@ def test_the_text_gives_the_winner_and_holds_the_gap_against_the_spread():
     flat = one_line(summary_text(frame_of(NEXT), "mini"))
     assert "CoachHooK has the highest mean, 80.0 ± 1.0 %, 10.0 points above CoachHooK without hook" in flat
     assert "(70.0 ± 1.0 %), 10.0 times the larger spread over seeds." in flat
-    assert "Its scores: reliability 80.0 ± 1.0 %, generality" in flat
+    assert "CoachHooK scores reliability 80.0 ± 1.0 %, generality" in flat
     assert "The paper's order (CoachHooK above CoachHooK without hook above MEMIT) holds." in flat
     assert "over 100 times" in summary_text(frame_of(NEXT, spread=0.0), "mini")
 
@@ -82,7 +91,37 @@ def test_the_text_names_scores_another_method_is_better_in():
     frame = frame_of(NEXT)
     frame.loc[frame["method"] == "memit", "locality"] = 0.99
     flat = one_line(summary_text(frame, "mini"))
-    assert "MEMIT has the higher locality, 99.0 ± 0.0 %." in flat
-    assert "the higher reliability" not in flat
+    assert "MEMIT has the highest locality, 99.0 %." in flat
+    assert "the highest reliability" not in flat
     frame["generality"] = float("nan")
     assert "generality 80" not in summary_text(frame, "mini")
+
+
+def test_what_looks_alike_is_called_equal():
+    frame = frame_of({**NEXT, "memit": 0.8})
+    flat = one_line(summary_text(frame, "mini"))
+    assert "CoachHooK and MEMIT share the highest mean, 80.0 ± 1.0 %." in flat
+    assert "the highest reliability" not in flat
+    frame = frame_of(NEXT)
+    frame.loc[frame["method"] == "coachhook", "locality"] = 0.9896
+    frame.loc[frame["method"] == "memit", "locality"] = 0.9904  # both are 99.0
+    assert "the highest locality" not in summary_text(frame, "mini")
+    frame.loc[frame["method"] != "coachhook", "locality"] = 0.995
+    assert "CoachHooK without hook and MEMIT share the highest locality, 99.5 %." in one_line(
+        summary_text(frame, "mini")
+    )
+
+
+def test_a_single_round_is_told_as_what_it_is():
+    frame = frame_of(NEXT).assign(setting="round=single")
+    text = summary_text(frame, "mini", "single_round")
+    publish_doctree(text, settings_overrides={"halt_level": 1, "report_level": 1})
+    assert "each batch alone in the base model" in one_line(text)
+    assert "never reset" not in text
+    assert "paper's order" not in text  # which is about consecutive batches
+
+
+def test_the_text_holds_the_table():
+    text = summary_text(frame_of(NEXT), "mini")
+    assert ".. list-table:: completions, all requests" in text
+    assert "   * - CoachHooK\n     - **80.0 ± 1.0**" in text

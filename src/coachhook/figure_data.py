@@ -2,13 +2,13 @@
 
 A stream directory says in its path what was run: `.../model~M/dataset~D/method~X/setting~S/seed~N`, where S
 is "default" or, as in `covariance_weight=500`, what differs. It holds `metrics.jsonl` (a row per evaluation),
-`records.parquet` (a row per step, request and prompt) and, if asked for, `zscores.parquet`.
+`records.parquet` (a row per step, request and prompt), `cost.jsonl` (`cost_data`) and, if asked for, `zscores.parquet`.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ def run_of(stream_dir: str | os.PathLike) -> dict[str, str | int]:
         raise StreamResultError(f"{stream_dir}: seed~{parts['seed']} is no whole number") from None
 
 
-def _runs(stream_dirs: Iterable[str | os.PathLike]) -> Iterator[tuple[Path, dict]]:
+def runs(stream_dirs: Iterable[str | os.PathLike]) -> Iterator[tuple[Path, dict]]:
     """Each stream's directory (its metrics.jsonl may be given instead) and run, in the order of the runs."""
     directories = {Path(entry).parent if Path(entry).suffix else Path(entry) for entry in stream_dirs}
     if not directories:
@@ -55,8 +55,8 @@ def _runs(stream_dirs: Iterable[str | os.PathLike]) -> Iterator[tuple[Path, dict
     return iter(sorted(runs, key=lambda entry: tuple(entry[1].values())))
 
 
-def _metric_rows(directory: Path) -> Iterator[dict]:
-    path = directory / "metrics.jsonl"
+def read_rows(path: Path) -> Iterator[dict]:
+    """The rows of a stream's `.jsonl` file; StreamResultError where it is missing or broken."""
     if not path.exists():
         raise StreamResultError(f"{path} is missing; run this stream")
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -74,9 +74,10 @@ def collect(stream_dirs: Iterable[str | os.PathLike], valid: bool = True) -> pd.
     records.parquet, each score as `<score>_not_superseded`, over the requests that no later one contradicts.
     """
     rows = []
-    for directory, run in _runs(stream_dirs):
-        of_valid = _scores_not_superseded(directory) if valid else {}
-        for row in _metric_rows(directory):
+    for directory, run in runs(stream_dirs):
+        single = "round=single" in str(run["setting"]).split(",")
+        of_valid = _scores_not_superseded(directory, single) if valid else {}
+        for row in read_rows(directory / "metrics.jsonl"):
             row |= of_valid.get((row["step"], row["protocol"]), {})
             thresholds = row.pop("alpha", None) or {}
             rows.append(run | row | {f"alpha_{layer}": alpha for layer, alpha in thresholds.items()})
@@ -88,10 +89,20 @@ def collect(stream_dirs: Iterable[str | os.PathLike], valid: bool = True) -> pd.
     return frame
 
 
-def _scores_not_superseded(directory: Path) -> dict[tuple[int, str], dict[str, float]]:
-    """Scores by step and protocol: the mean of a request's prompts, then over requests, as in the metrics."""
+def of_streams(frame: pd.DataFrame, stream_dirs: Iterable[str | os.PathLike]) -> pd.DataFrame:
+    """Of what `collect` returns, the rows of some streams."""
+    wanted = {tuple(run_of(directory).values()) for directory in stream_dirs}
+    return frame[[run in wanted for run in frame[RUN].itertuples(index=False, name=None)]]
+
+
+def _scores_not_superseded(directory: Path, single: bool) -> dict[tuple[int, str], dict[str, float]]:
+    """Scores by step and protocol: the mean of a request's prompts, then over requests, as in the metrics.
+
+    single: a single round, whose records are about a step's own batch and whose metrics are about all of them.
+    """
     columns = ["step", "protocol", "kind", "request", "score", "superseded"]
     records = _read_parquet(directory / "records.parquet", columns)
+    records = records.assign(step=records["step"].max()) if single else records
     records = records[~records["superseded"]]
     of_request = records.groupby(["step", "protocol", "kind", "request"], observed=True)["score"].mean()
     scores = of_request.groupby(level=["step", "protocol", "kind"]).mean().unstack("kind")
@@ -120,29 +131,49 @@ def hook(stream_dirs: Iterable[str | os.PathLike], protocol: str = "easyedit") -
     return rows.sort_values(order, kind="stable")[columns].reset_index(drop=True)
 
 
+def frontier(stream_dirs: Iterable[str | os.PathLike], protocol: str = "easyedit") -> pd.DataFrame:
+    """The default setting's scores after the last batch: one row per method and seed."""
+    frame = collect(stream_dirs, valid=False)
+    rows = frame[frame["setting"] == "default"]
+    if rows.empty:
+        raise StreamResultError('no stream has the setting "default"')
+    columns = ["method", "seed", *SCORES, *MORE_SCORES, "edits", "dataset", "model", "protocol"]
+    rows = final(rows, protocol).sort_values(["model", "dataset", "method", "seed"])
+    return rows[columns].reset_index(drop=True)
+
+
 def sweep(
     stream_dirs: Iterable[str | os.PathLike],
-    parameter: str,
-    default: float | str | list | None = None,
+    parameters: Sequence[str],
+    defaults: Mapping[str, float | str | list] | None = None,
     protocol: str = "easyedit",
 ) -> pd.DataFrame:
-    """Scores after the last batch against one hyper-parameter: one row per method, seed and value.
+    """Scores after the last batch against hyper-parameters: one row per method, seed and value of each.
 
-    Streams of the setting `parameter=value` count and, where their value is given as `default`, those of the
-    setting "default"; streams whose defaults differ need a call each.
+    A parameter that a stream's setting does not name has its value in `defaults`; streams whose settings name
+    anything else, or lack a value, are left out. Streams whose defaults differ need a call each.
     """
     frame = final(collect(stream_dirs, valid=False), protocol)
-    text = "-".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
-    values = frame["setting"].str.extract(rf"^{re.escape(parameter)}=([^,]+)$", expand=False)
-    if default is not None:
-        values = values.mask(frame["setting"] == "default", text)
-    if values.isna().all():
-        raise StreamResultError(f"no stream has a setting {parameter}=...; give the sweep's streams")
-    swept = frame.assign(**{parameter: values, "order": values.map(value_order, na_action="ignore")})
-    swept = swept[values.notna()].sort_values(["model", "dataset", "method", "seed", "order"], kind="stable")
-    swept["is_default"] = [default is not None and order == value_order(text) for order in swept["order"]]
-    columns = ["method", "seed", parameter, *SCORES, *MORE_SCORES, "edits", "is_default"]
-    return swept[[*columns, "dataset", "model", "protocol"]].reset_index(drop=True)
+    chosen = {name: _setting_text(value) for name, value in (defaults or {}).items() if name in parameters}
+    rows = []
+    for row in frame.to_dict("records"):
+        named = dict(part.split("=", 1) for part in row["setting"].split(",") if "=" in part)
+        values = chosen | named
+        if values.keys() == set(parameters):
+            same = [value_order(values[name]) == value_order(chosen.get(name)) for name in parameters]
+            rows.append(row | values | {"is_default": all(same)})
+    if not rows:
+        wanted = ",".join(f"{name}=..." for name in parameters)
+        raise StreamResultError(f"no stream has a setting {wanted}; give the sweep's streams")
+    order = ["model", "dataset", "method", "seed"]
+    rows.sort(key=lambda row: ([row[key] for key in order], [value_order(row[name]) for name in parameters]))
+    columns = ["method", "seed", *parameters, *SCORES, *MORE_SCORES, "edits", "is_default"]
+    return pd.DataFrame(rows)[[*columns, "dataset", "model", "protocol"]]
+
+
+def _setting_text(value: object) -> str:
+    """A value as it stands in a setting's name."""
+    return "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def value_order(value: object) -> tuple:
@@ -161,7 +192,7 @@ def retention(stream_dirs: Iterable[str | os.PathLike], protocol: str = "easyedi
     """
     columns = ["step", "edits", "batch", "kind", "protocol", "score", "superseded"]
     cells = []
-    for directory, run in _runs(stream_dirs):
+    for directory, run in runs(stream_dirs):
         if run["setting"] != "default":
             continue
         records = _read_parquet(directory / "records.parquet", columns)
@@ -194,12 +225,12 @@ def zscore(stream_dirs: Iterable[str | os.PathLike], method: str = "coachhook") 
     `alpha`, the layer's last threshold (mean over seeds). Default streams without z-scores are left out.
     """
     parts, thresholds = [], []
-    for directory, run in _runs(stream_dirs):
+    for directory, run in runs(stream_dirs):
         path = directory / "zscores.parquet"
         if run["setting"] != "default" or run["method"] != method or not path.exists():
             continue
         parts.append(_read_parquet(path, ["layer", "kind", "role", "z"]).assign(**run))
-        for layer, alpha in ([*_metric_rows(directory)][-1].get("alpha") or {}).items():
+        for layer, alpha in ([*read_rows(directory / "metrics.jsonl")][-1].get("alpha") or {}).items():
             thresholds.append({**run, "layer": int(layer), "alpha": alpha})
     if not parts:
         problem = f"no default stream of {method} holds zscores.parquet; have the stream write z-scores"

@@ -16,20 +16,37 @@ class Style(NamedTuple):
 
     label: str
     colour: str
-    marker: str
+    marker: str | tuple[int, int, int]
     line: str = "-"
 
 
-# Okabe and Ito (2008): told apart under every common colour blindness; the marker tells them apart in print.
+# Chosen so that neighbours stay apart under every common colour blindness (Okabe and Ito's palette first, then by
+# distance in CIELAB as seen with each); with this many methods it takes the marker to tell all of them apart.
 METHOD_STYLES = {
     "coachhook": Style("CoachHooK", "#0072B2", "o"),
     "coachhook-nohook": Style("CoachHooK without hook", "#E69F00", "s"),
+    "coachhook-leverage": Style("CoachHooK, leverage gate", "#56B4E9", "h"),
     "memit": Style("MEMIT", "#009E73", "^"),
+    "rome": Style("ROME", "#663311", "v"),
+    "emmet": Style("EMMET", "#AACC77", "P"),
+    "alphaedit": Style("AlphaEdit", "#EE2244", "X"),
+    "rect": Style("RECT", "#7700FF", "<"),
+    "prune": Style("PRUNE", "#000077", ">"),
+    "ultraedit": Style("UltraEdit", "#CC79A7", "p"),
     "ft-m": Style("FT-M", "#D55E00", "D"),
+    "ft-l": Style("FT-L", "#999999", "d"),
+    "lora": Style("LoRA", "#442255", (4, 1, 0)),
+    "mend": Style("MEND", "#445555", "x"),
+    "serac": Style("SERAC", "#000000", "*"),
+    "grace": Style("GRACE", "#6600BB", "+"),
+    "wise": Style("WISE", "#9966FF", (6, 1, 0)),
 }
-# For methods added later: a method's name picks its style, so that it looks the same in every figure.
+# For methods added later: a method's name picks its style, so that it looks the same in every figure and nobody has
+# to choose one. (8, 0, 0): an octagon; (3, 1, n): a star of three rays.
 _FURTHER_STYLES = tuple(
-    (colour, marker) for marker in ("v", "P", "X") for colour in ("#CC79A7", "#56B4E9", "#000000", "#7F7F7F")
+    (colour, marker)
+    for marker in ((8, 0, 0), (3, 1, 0), (3, 1, 180))
+    for colour in ("#117733", "#AA4499", "#886600", "#DD7788", "#225588")
 )
 SCORE_STYLES = {
     "reliability": Style("Reliability", "#332288", "o", "-"),
@@ -41,10 +58,10 @@ SCORE_STYLES = {
 
 
 def method_style(method: str) -> Style:
-    """The style of a method, the same wherever it is drawn."""
+    """The style of a method, the same wherever it is drawn; a method without one is labelled with its name."""
     if method in METHOD_STYLES:
         return METHOD_STYLES[method]
-    return Style(method, *_FURTHER_STYLES[zlib.crc32(method.encode()) % len(_FURTHER_STYLES)])
+    return Style(method.upper(), *_FURTHER_STYLES[zlib.crc32(method.encode()) % len(_FURTHER_STYLES)])
 
 
 def method_order(methods) -> list[str]:

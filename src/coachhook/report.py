@@ -6,21 +6,24 @@ import pandas as pd
 
 from coachhook.figure_data import MORE_SCORES, SCORES
 from coachhook.figure_style import method_order, method_style
-from coachhook.tables import ROW, percent, table, write_markdown
-
-__all__ = ["summary", "summary_text", "table", "write_markdown"]
+from coachhook.table_formats import restructured_text, span
+from coachhook.tables import ROW, percent, shown
 
 _PAPER_ORDER = ("coachhook", "coachhook-nohook", "memit")  # best mean first, as in figure 4 of the paper
+_HOW = {
+    "consecutive": "one batch after the other and never reset. The scores are those after the last batch",
+    "single_round": "each batch alone in the base model. The scores are those of each batch by itself",
+}
 
 
-def summary(frame: pd.DataFrame, protocol: str = "easyedit") -> dict[str, float | int | None]:
-    """The final scores as one flat dictionary, ready for JSON: `<model>.<data set>.<method>.<score>`.
+def summary(means: pd.DataFrame) -> dict[str, float | int | None]:
+    """A table (from `tables.over_seeds`) as one flat dictionary, ready for JSON: `<model>.<data set>.<method>.<score>`.
 
     Scores are 0 to 1, rounded to 4 digits, means over seeds; `<score>_sd` is the standard deviation, None with
-    one seed. The order of the keys depends only on what was run. Raises StreamResultError as `table` does.
+    one seed. The order of the keys depends only on what was run.
     """
     numbers = {}
-    for row in table(frame, protocol).to_dict("records"):
+    for row in means.to_dict("records"):
         name = ".".join(row[key] for key in ROW)
         numbers[f"{name}.edits"] = int(row["edits"])
         numbers[f"{name}.seeds"] = int(row["seeds"])
@@ -32,33 +35,27 @@ def summary(frame: pd.DataFrame, protocol: str = "easyedit") -> dict[str, float 
     return numbers
 
 
-def summary_text(frame: pd.DataFrame, study: str, protocol: str = "easyedit") -> str:
-    """What was run and what came out, as a few paragraphs of reStructuredText.
+def summary_text(means: pd.DataFrame, study: str, kind: str = "consecutive") -> str:
+    """What was run and what came out, as a few paragraphs of reStructuredText, and the table itself.
 
-    frame: the rows `figures.collect` returns. Raises StreamResultError as `table` does.
+    means: from `tables.over_seeds`; kind: its round, a key of `tables.ROUNDS`.
     """
-    means = table(frame, protocol)
-    paragraphs = [_what_was_run(means, study, protocol)]
+    paragraphs = [_what_was_run(means, study, kind)]
     for (model, dataset), rows in means.groupby(["model", "dataset"]):
         ranked = rows.sort_values("mean", ascending=False, kind="stable").to_dict("records")
-        sentences = [_winner(ranked), *_single_scores(ranked), _paper_order(ranked)]
+        sentences = [_winner(ranked), *_single_scores(ranked), _paper_order(ranked) if kind == "consecutive" else ""]
         paragraphs.append(f"**{dataset}**, on the model {model}: " + " ".join(filter(None, sentences)))
-    return "\n\n".join(paragraphs) + "\n"
+    return "\n\n".join([*paragraphs, restructured_text(means, kind)])
 
 
-def _what_was_run(means: pd.DataFrame, study: str, protocol: str) -> str:
+def _what_was_run(means: pd.DataFrame, study: str, kind: str) -> str:
     methods = ", ".join(method_style(method).label for method in method_order(means["method"]))
-    seeds = f"{_range(means['seeds'])} {'seed' if means['seeds'].max() == 1 else 'seeds'}"
+    seeds = f"{span(means['seeds'])} {'seed' if means['seeds'].max() == 1 else 'seeds'}"
     return (
-        f"Study *{study}*. Methods: {methods}. Each edited {_range(means['edits'])} facts, one batch after the "
-        f"other and never reset, with {seeds} per data set. The scores are those after the last batch, over all "
-        f"edits (protocol ``{protocol}``); the mean is that of reliability, generality and locality; ± is one "
-        "standard deviation over seeds."
+        f"Study *{study}*. Methods: {methods}. Each edited {span(means['edits'])} facts, {_HOW[kind]}, over all "
+        f"edits (protocol ``{means['protocol'].iloc[0]}``), with {seeds} per data set; the mean is that of "
+        "reliability, generality and locality; ± is one standard deviation over seeds."
     )
-
-
-def _range(numbers: pd.Series) -> str:
-    return str(numbers.max()) if numbers.nunique() == 1 else f"{numbers.min()} to {numbers.max()}"
 
 
 def _label(row: dict) -> str:
@@ -76,8 +73,10 @@ def _spread(*rows: dict) -> float | None:
 
 
 def _within_spread(above: dict, below: dict) -> bool:
+    """Whether two means are not told apart: their gap is no more than the spread over seeds, or does not show."""
     spread = _spread(above, below)
-    return spread is not None and above["mean"] - below["mean"] <= spread
+    gap = above["mean"] - below["mean"]
+    return shown(above["mean"]) == shown(below["mean"]) or (spread is not None and gap <= spread)
 
 
 def _gap(above: dict, below: dict) -> str:
@@ -93,24 +92,33 @@ def _gap(above: dict, below: dict) -> str:
 
 
 def _winner(ranked: list[dict]) -> str:
-    best = ranked[0]
-    if len(ranked) == 1:
+    best, *others = ranked
+    if not others:
         return f"{_label(best)} reaches a mean of {_mean(best)}; no other method was run."
-    return f"{_label(best)} has the highest mean, {_mean(best)}, {_gap(best, ranked[1])}."
+    equal = [row for row in others if shown(row["mean"]) == shown(best["mean"])]
+    if equal:
+        return f"{_names([best, *equal])} share the highest mean, {_mean(best)}."
+    return f"{_label(best)} has the highest mean, {_mean(best)}, {_gap(best, others[0])}."
 
 
 def _single_scores(ranked: list[dict]) -> list[str]:
-    """The winner's scores, and those another method is better in."""
+    """The winner's scores, and those that other methods are visibly better in."""
     best = ranked[0]
     known = [score for score in SCORES if pd.notna(best.get(score))]
     parts = [f"{score} {percent(best[score], best[f'{score}_sd'])} %" for score in known]
-    sentences = [f"Its scores: {', '.join(parts)}."]
+    sentences = [f"{_label(best)} scores {', '.join(parts)}."]
     for score in known:
-        leader = max((row for row in ranked if pd.notna(row[score])), key=lambda row: row[score])
-        if leader[score] > best[score]:
-            value = percent(leader[score], leader[f"{score}_sd"])
-            sentences.append(f"{_label(leader)} has the higher {score}, {value} %.")
+        top = max(shown(row[score]) for row in ranked if pd.notna(row[score]))
+        if top > shown(best[score]):
+            leaders = [row for row in ranked if shown(row[score]) == top]
+            share = "share" if len(leaders) > 1 else "has"
+            sentences.append(f"{_names(leaders)} {share} the highest {score}, {top:.1f} %.")
     return sentences
+
+
+def _names(rows: list[dict]) -> str:
+    *first, last = [_label(row) for row in rows]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _paper_order(ranked: list[dict]) -> str:
@@ -120,7 +128,9 @@ def _paper_order(ranked: list[dict]) -> str:
     if not pairs:
         return ""
     order = " above ".join(_label(row) for row in [pairs[0][0], *(low for _, low in pairs)])
-    wrong = [f"{_label(low)} stands {_gap(low, high)}" for high, low in pairs if low["mean"] > high["mean"]]
+    wrong = [
+        f"{_label(low)} stands {_gap(low, high)}" for high, low in pairs if shown(low["mean"]) > shown(high["mean"])
+    ]
     if wrong:
         return f"The paper's order ({order}) does not hold: {'; '.join(wrong)}."
     close = [f"{_label(high)} and {_label(low)}" for high, low in pairs if _within_spread(high, low)]

@@ -1,86 +1,59 @@
-"""The scores after the last batch, one row per model, data set and method.
+"""The scores at the end of the streams: per seed, over seeds, and which is the best.
 
-Looks at the setting "default" under one protocol; scores of different protocols are never put together.
+There is one table per round and protocol, and nothing else is put together. `table_formats` writes them.
 """
 
-import os
-from pathlib import Path
-
-import numpy as np
 import pandas as pd
 
-from coachhook.figure_data import MORE_SCORES, SCORES, VALID, final
-from coachhook.figure_style import SCORE_STYLES, method_order, method_style
+from coachhook.figure_data import MORE_SCORES, SCORES, VALID, StreamResultError, final
+from coachhook.figure_style import method_order
 
 ROW = ["model", "dataset", "method"]
+SHOWN = [*SCORES, "mean"]
+ROUNDS = {"consecutive": "default", "single_round": "round=single"}  # what stands in a stream's path as its setting
 
 
-def table(frame: pd.DataFrame, protocol: str = "easyedit") -> pd.DataFrame:
-    """Final scores (0 to 1), from the rows `figures.collect` returns.
+def per_seed(frame: pd.DataFrame, protocol: str = "easyedit", kind: str = "consecutive") -> pd.DataFrame:
+    """Final scores (0 to 1) of each stream of a round, from the rows `figures.collect` returns.
+
+    Columns: dataset, method, seed, reliability, generality, locality, mean, further scores that somebody has
+    (`<score>_not_superseded`: over the requests that no later one contradicts), edits, model, protocol.
+    Streams with settings of their own are left out. kind: a key of `ROUNDS`. Raises StreamResultError where no
+    stream is of this round and protocol.
+    """
+    rows = frame[frame["setting"] == ROUNDS[kind]]
+    if rows.empty:
+        raise StreamResultError(f'no stream has the setting "{ROUNDS[kind]}", so there is no table {kind!r}')
+    rows = final(rows, protocol)
+    wanted = [score + suffix for suffix in ("", VALID) for score in dict.fromkeys([*SHOWN, *MORE_SCORES])]
+    scores = [score for score in wanted if score in SCORES or (score in rows and rows[score].notna().any())]
+    order = method_order(rows["method"])
+    rows = rows.assign(rank=rows["method"].map(order.index)).sort_values(["model", "dataset", "rank", "seed"])
+    return rows[["dataset", "method", "seed", *scores, "edits", "model", "protocol"]].reset_index(drop=True)
+
+
+def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """What `per_seed` returns, over seeds: a row per model, data set and method.
 
     Columns: model, dataset, method, protocol, edits, seeds; each score's mean over seeds and, as `<score>_sd`,
-    its standard deviation (NaN with one seed); then the same of `<score>_not_superseded`, over the requests that
-    no later one contradicts. Scores nobody has are left out. Raises StreamResultError for an unknown protocol.
+    its standard deviation (NaN with one seed).
     """
-    rows = final(frame[frame["setting"] == "default"], protocol)
-    scores = [*SCORES, *MORE_SCORES]
-    scores += [score + VALID for score in scores]
+    scores = rows.columns[rows.columns.get_loc("seed") + 1 : rows.columns.get_loc("edits")]
     columns = {"edits": ("edits", "max"), "seeds": ("seed", "nunique")}
     for score in scores:
-        if score in rows and rows[score].notna().any():
-            columns |= {score: (score, "mean"), f"{score}_sd": (score, "std")}
-    means = rows.groupby(ROW, as_index=False).agg(**columns)
-    means.insert(3, "protocol", protocol)
-    order = method_order(means["method"])
-    means["rank"] = means["method"].map(order.index)
-    means = means.sort_values(["model", "dataset", "rank"], ignore_index=True)
-    return means.drop(columns="rank")
+        columns |= {score: (score, "mean"), f"{score}_sd": (score, "std")}
+    means = rows.groupby(ROW, as_index=False, sort=False).agg(**columns)
+    means.insert(3, "protocol", rows["protocol"].iloc[0])
+    return means
 
 
-def write_markdown(means: pd.DataFrame, path: str | os.PathLike) -> None:
-    """Write a table as Markdown, in percent, whole or not at all; the best mean of a data set is bold.
-
-    A second table leaves out superseded requests, where that changes any score.
-    """
-    scores = [score for score in [*SCORES, *MORE_SCORES] if score in means]
-    protocol = means["protocol"].iloc[0]
-    text = f"Scores after the last batch, protocol `{protocol}`; mean ± standard deviation over seeds.\n\n"
-    text += _markdown(means, scores, "")
-    if _contradicted(means, scores):
-        text += "\nThe same over the requests that no later request contradicts.\n\n"
-        text += _markdown(means, scores, VALID)
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _markdown(means: pd.DataFrame, scores: list[str], suffix: str) -> str:
-    head = ["model", "data set", "edits", "seeds", "method"]
-    lines = [[*head, *(f"{SCORE_STYLES[score].label.lower()} (%)" for score in scores)]]
-    lines.append(["---"] * len(head) + ["---:"] * len(scores))
-    best = means.groupby(["model", "dataset"])["mean" + suffix].transform("max")
-    for row, top in zip(means.to_dict("records"), best, strict=True):
-        cells = {score: percent(row[score + suffix], row[f"{score}{suffix}_sd"]) for score in scores}
-        if row["mean" + suffix] == top:
-            cells["mean"] = f"**{cells['mean']}**"
-        run = [row["model"], row["dataset"], str(row["edits"]), str(row["seeds"])]
-        lines.append([*run, method_style(row["method"]).label, *cells.values()])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+def shown(score: float) -> float:
+    """A score of 0 to 1 as it is shown: percent, one decimal. What is shown alike is nowhere called different."""
+    return round(100 * score, 1)
 
 
 def percent(mean: float, deviation: float) -> str:
     """A score of 0 to 1 in percent, with its standard deviation where there is one."""
     if pd.isna(mean):
         return "–"
-    return f"{100 * mean:.1f}" if pd.isna(deviation) else f"{100 * mean:.1f} ± {100 * deviation:.1f}"
-
-
-def _contradicted(means: pd.DataFrame, scores: list[str]) -> bool:
-    """Whether leaving out superseded requests changes any score."""
-    if not all(score + VALID in means for score in scores):
-        return False
-    return not np.allclose(means[scores], means[[score + VALID for score in scores]], equal_nan=True)
+    return f"{shown(mean):.1f}" if pd.isna(deviation) else f"{shown(mean):.1f} ± {shown(deviation):.1f}"
