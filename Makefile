@@ -1,8 +1,8 @@
 # `make reproduce` and `make test` are all a newcomer needs; each installs what it needs into .venv by itself.
 STUDY ?= $(shell sed -n 's/^study: *//p' config/config.yaml)
 CORES ?= all
-FIGURES := $(if $(filter mini,$(STUDY)),figures,figures/$(STUDY))
-REPORT := $(if $(filter mini,$(STUDY)),report.html,report-$(STUDY).html)
+FIGURES := $(if $(filter mini full,$(STUDY)),figures,figures/$(STUDY))
+REPORT := $(if $(filter mini full,$(STUDY)),report.html,report-$(STUDY).html)
 BIN := .venv/bin
 STAMP := .venv/.installed
 # No study fetches anything; without this Hugging Face may look on its hub for newer versions of local models.

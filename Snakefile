@@ -1,7 +1,8 @@
 # A study as a table of contents. What is run stands in its path:
 #   results/streams/model~M/dataset~D/method~X/setting~S/seed~N/   one stream of edits, the only place where models are edited
 #   results/studies/<study>/                                       what is drawn from the streams of one study
-#   figures/ (study mini), figures/<study>/ (others)               figures and tables, each with the CSV it is drawn from
+#   figures/ (studies mini and full), figures/<study>/ (others)    figures and tables, each with the CSV it is drawn from
+#   config/tuned/<model>.yaml                                      hyper-parameters that a study with trials has chosen
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -19,7 +20,9 @@ report: f"results/studies/{study.name}/report.rst"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/base_model.smk"
 include: "workflow/rules/covariance.smk"
+include: "workflow/rules/trained_editors.smk"
 include: "workflow/rules/streams.smk"
+include: "workflow/rules/tuning.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/report.smk"
 
@@ -27,10 +30,9 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        rules.figures.input,
-        rules.aggregate.output.main,
-        rules.make_report.output.html,
+        rules.tune.input if study.trials else [rules.figures.input, rules.make_report.output.html],
 
 
 onstart:
     keep_out_of_running_study()
+    check_values()

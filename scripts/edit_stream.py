@@ -30,4 +30,6 @@ with open(checkpoint.with_suffix(".lock"), "w") as lock:
         out_dir=Path(snakemake.output.metrics).parent,
         checkpoint_dir=checkpoint,
         code=snakemake.params.code,
+        trained_editor=snakemake.input.trained_editor or None,
+        base_answers_dir=snakemake.params.base_answers,
     )

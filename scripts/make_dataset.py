@@ -1,4 +1,5 @@
-"""Make one data set: the edit requests, and the facts and further lines that a base model learns for them."""
+"""Make one data set: the edit requests, the facts and further lines that a base model learns for them, and the
+requests that editors are trained on."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,6 +7,7 @@ from typing import TYPE_CHECKING
 from coachhook.facts import facts_from_requests
 from coachhook.logs import log_to, logger
 from coachhook.requests import read_requests, write_requests
+from coachhook.splits import training_requests, training_requests_from_facts, tuning_requests
 from coachhook.world import WorldConfig, make_world, world_requests, write_facts
 
 if TYPE_CHECKING:
@@ -17,14 +19,19 @@ if "world" in source:
     sizes = dict(source["world"])
     world = make_world(WorldConfig(**{k: v for k, v in sizes.items() if k != "seed"}), sizes["seed"])
     facts, lines = world.facts, world.lines
-    requests = world_requests(world, source["form"], source["count"], source["seed"])
+    draw = tuning_requests if source.get("people") == "reserved" else world_requests
+    requests = draw(world, source["form"], source["count"], source["seed"])
+    training = training_requests(world, sizes["seed"])
 else:
     target = source.get("zsre_target", "alt")
     records, *further = (read_requests(file, zsre_target=target) for file in snakemake.input.files)
     known = facts_from_requests(records, [record for file in further for record in file], seed=0)
     facts, lines, requests = known.facts, known.lines, known.requests
+    training = training_requests_from_facts(facts, requests, seed=0)
     logger.info("%.0f %% of the targets can be reached", 100 * known.reachable_share)
 write_requests(requests, snakemake.output.requests)
+write_requests(training, snakemake.output.training)
 write_facts(facts, snakemake.output.facts)
 Path(snakemake.output.lines).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-logger.info("%d requests, %d facts, %d further lines", len(requests), len(facts), len(lines))
+counts = (len(requests), len(training), len(facts), len(lines))
+logger.info("%d requests, %d more for training editors, %d facts, %d further lines", *counts)

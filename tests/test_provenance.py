@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from coachhook.editors import METHODS
-from coachhook.provenance import code_digest, method_digest, method_names
+from coachhook.provenance import code_digest, method_digest, method_names, training_digest
 
 
 @pytest.fixture
@@ -78,3 +78,11 @@ def test_every_method_has_a_digest_and_variants_of_one_module_differ():
     assert len(set(digests.values())) == len(METHODS)
     with pytest.raises(KeyError):
         method_digest("nothing")
+
+
+def test_training_an_editor_depends_on_its_method_and_on_no_stream():
+    digests = {name: training_digest(name) for name in ("mend", "serac")}
+    assert len(set(digests.values())) == 2
+    assert all(digest != method_digest(name) for name, digest in digests.items())
+    with pytest.raises(KeyError):
+        training_digest("nothing")

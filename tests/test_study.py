@@ -1,5 +1,7 @@
 import dataclasses
+import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from coachhook.study import StudyError, check_config, default_hyperparameters, l
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = ROOT / "workflow" / "schemas"
+METHOD_FILES = {path.stem for path in (ROOT / "config" / "methods").glob("*.yaml")}
 STUDIES = sorted(path.stem for path in (ROOT / "config" / "studies").glob("*.yaml"))
 
 
@@ -29,7 +32,8 @@ def _edit(path: Path, *keys, value) -> None:
 def test_the_studies_that_come_along_are_valid(name):
     study = load_study(name, ROOT / "config", SCHEMAS)
     assert study.streams
-    assert {path for paths in study.figures.values() for path in paths} == set(study.streams)
+    made_of_them = [*study.figures.values(), *study.tables.values(), *(trial.paths for trial in study.trials)]
+    assert {path for paths in made_of_them for path in paths} == set(study.streams)
     for path, stream in study.streams.items():
         assert path == stream.path
         assert None not in stream.hyperparameters.values()
@@ -42,13 +46,127 @@ def test_a_path_means_the_same_stream_in_every_study():
             assert streams.setdefault(path, stream) == stream, f"{path} is another stream in study {name}"
 
 
-def test_the_mini_study_draws_every_figure_and_compares_methods_over_three_seeds():
+def test_the_mini_study_draws_its_figures_and_compares_all_methods_in_both_rounds():
     study = load_study("mini", ROOT / "config", SCHEMAS)
-    assert set(study.figures) == {"hook", "lambda", "layers", "alpha", "batch_size", "zscore", "retention"}
+    swept = {"hook", "lambda", "layers", "alpha", "batch_size", "zscore", "retention"}
+    assert set(study.figures) == {*swept, "cost", "frontier"}
     hook = [study.streams[path] for path in study.figures["hook"]]
     assert {stream.seed for stream in hook} == {0, 1, 2}
     assert {stream.method for stream in hook} >= {"memit", "coachhook-nohook", "coachhook"}
     assert {stream.dataset for stream in hook} == {"completions", "questions"}
+    for table, setting in (("consecutive", "default"), ("single_round", "round=single")):
+        streams = [study.streams[path] for path in study.tables[table]]
+        assert {stream.setting for stream in streams} == {setting}
+        assert {stream.method for stream in streams} == METHOD_FILES
+        assert {stream.dataset for stream in streams} == {"completions", "questions"}
+
+
+def test_the_full_study_is_the_mini_study_with_three_seeds_and_the_sensitivity_to_the_size():
+    mini, full = (load_study(name, ROOT / "config", SCHEMAS) for name in ("mini", "full"))
+    assert set(full.figures) == {*mini.figures, "sensitivity"}
+    for of_mini, of_full in ((mini.figures, full.figures), (mini.tables, full.tables)):
+        for name in of_mini:
+            three = {path.rpartition("~")[0] + f"~{seed}" for path in of_mini[name] for seed in (0, 1, 2)}
+            assert set(of_full[name]) == three
+    sensitivity = [full.streams[path] for path in full.figures["sensitivity"]]
+    assert {stream.model for stream in sensitivity} == {"mini", "mini-small"}
+
+
+def test_tuning_edits_only_what_no_figure_or_table_shows_and_gives_every_method_as_many_trials():
+    tuning = load_study("tuning", ROOT / "config", SCHEMAS)
+    assert {trial.method for trial in tuning.trials} == METHOD_FILES
+    assert {method: sum(trial.method == method for trial in tuning.trials) for method in METHOD_FILES} == dict.fromkeys(
+        METHOD_FILES, 6
+    )
+    tuned_on = {stream.dataset for stream in tuning.streams.values()}
+    shown_on = {
+        stream.dataset
+        for name in STUDIES
+        if name != "tuning"
+        for stream in load_study(name, ROOT / "config", SCHEMAS).streams.values()
+    }
+    assert not tuned_on & shown_on
+
+
+def test_candidates_have_names_of_their_own_whatever_an_earlier_search_chose(config):
+    path = config / "studies" / "tuning.yaml"
+    _edit(path, "tuning", "methods", value=["memit"])
+    _edit(path, "tuning", "trials", value=2)
+    _edit(config / "methods" / "memit.yaml", "search", value={"clamp": [0.5, 0.75]})
+    before = load_study("tuning", config, SCHEMAS)
+    assert [trial.values for trial in before.trials] == [{"clamp": 0.5}, {"clamp": 0.75}]
+    assert [before.streams[path].setting for trial in before.trials for path in trial.paths] == [
+        "clamp=0.5",
+        "clamp=0.75",
+    ]
+    (config / "tuned").mkdir(exist_ok=True)
+    (config / "tuned" / "mini.yaml").write_text("memit: {clamp: 0.5, target_lr: 0.1}\n", encoding="utf-8")
+    assert load_study("tuning", config, SCHEMAS) == before
+    study = load_study("mini", config, SCHEMAS)
+    tuned = next(stream for stream in study.streams.values() if stream.method == "memit")
+    assert tuned.setting == "default"
+    assert (tuned.hyperparameters["clamp"], tuned.hyperparameters["target_lr"]) == (0.5, 0.1)
+
+
+def test_a_single_round_is_a_setting_with_edits_of_its_own(config):
+    _edit(config / "studies" / "smoke.yaml", "tables", "table_single_round", "edits", value=4)
+    study = load_study("smoke", config, SCHEMAS)
+    single = [study.streams[path] for path in study.tables["single_round"]]
+    assert {(stream.setting, stream.round, stream.edits) for stream in single} == {("round=single", "single", 4)}
+    assert {study.streams[path].round for path in study.tables["consecutive"]} == {"consecutive"}
+
+
+def test_one_stream_cannot_be_wanted_with_different_edits(config):
+    _edit(config / "studies" / "smoke.yaml", "tables", "table_consecutive", "edits", value=4)
+    with pytest.raises(StudyError, match=r"tables\.table_consecutive\.edits: 4, but elsewhere in this study 8 .*equal"):
+        load_study("smoke", config, SCHEMAS)
+
+
+def test_a_study_without_tables_has_one_of_all_its_streams(config):
+    path = config / "studies" / "smoke.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del content["tables"]
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    study = load_study("smoke", config, SCHEMAS)
+    assert study.tables == {"consecutive": tuple(study.streams)}
+
+
+def test_a_further_method_needs_its_own_file_and_no_other(config):
+    """Its hyper-parameters are known from its file alone, and it takes part wherever `all` methods do."""
+    entry = {"editor": "memit", "hyperparameters": {"layers": None, "radius": 1.5}, "search": {"radius": [1, 2]}}
+    (config / "methods" / "newest.yaml").write_text(yaml.safe_dump(entry), encoding="utf-8")
+    study = load_study("smoke", config, SCHEMAS)
+    (stream,) = (study.streams[path] for path in study.tables["consecutive"] if "method~newest/" in path)
+    assert stream.hyperparameters == {"layers": [0, 1], "radius": 1.5}
+    _edit(config / "studies" / "smoke.yaml", "figures", "lambda", value=_vary("newest", {"radius": [1.5, 3]}))
+    study = load_study("smoke", config, SCHEMAS)
+    assert [study.streams[path].setting for path in study.figures["lambda"]] == ["default", "radius=3"]
+
+
+def _vary(method: str, values: dict) -> dict:
+    return {"datasets": ["smoke-completions"], "methods": [method], "seeds": [0], "vary": values}
+
+
+def test_streams_of_the_same_layers_share_a_trained_editor_and_the_model_says_how_it_is_trained(config):
+    hyperparameters = {"layers": None, "scale": 1.0, "covariance_weight": None}
+    entry = {"editor": "memit", "hyperparameters": hyperparameters, "training": {"steps": 500, "rank": 8}}
+    (config / "methods" / "learner.yaml").write_text(yaml.safe_dump(entry), encoding="utf-8")
+    studies = config / "studies" / "smoke.yaml"
+    _edit(config / "models.yaml", "models", "smoke", "editor_training", value={"steps": 5})
+    _edit(studies, "figures", "lambda", value=_vary("learner", {"scale": [1.0, 2.0]}))
+    _edit(studies, "figures", "zscore", value=_vary("learner", {"layers": [[0], [0, 1]]}))
+    study = load_study("smoke", config, SCHEMAS)
+    scaled = {study.streams[path].trained_editor for path in study.figures["lambda"]}
+    layered = {study.streams[path].trained_editor for path in study.figures["zscore"]}
+    assert len(scaled) == 1
+    assert len(layered) == 2
+    assert scaled < layered
+    stream = study.streams[study.figures["lambda"][0]]
+    assert stream.training == {"steps": 5, "rank": 8}
+    assert stream.trained_editor.startswith("smoke/learner.")
+    _edit(config / "models.yaml", "models", "smoke", "editor_training", value={"steps": 6})
+    assert load_study("smoke", config, SCHEMAS).streams[stream.path].trained_editor != stream.trained_editor
+    assert all(s.trained_editor is None for s in study.streams.values() if s.method == "memit")
 
 
 def test_figures_share_streams_and_the_default_value_is_the_default_setting(config):
@@ -57,7 +175,7 @@ def test_figures_share_streams_and_the_default_value_is_the_default_setting(conf
     assert [stream.setting for stream in swept] == ["default", "covariance_weight=100"]
     assert swept[1].hyperparameters["covariance_weight"] == 100
     assert study.figures["zscore"][0] in study.figures["hook"]
-    assert len(study.streams) == 5
+    assert set(study.figures["hook"]) & set(study.tables["consecutive"])
 
 
 def test_a_setting_names_every_value_that_differs():
@@ -65,14 +183,21 @@ def test_a_setting_names_every_value_that_differs():
     assert setting_name({"alpha": 2.2}, defaults) == "default"
     assert setting_name({"layers": [0], "alpha": 1.5, "batch_size": 10}, defaults) == "layers=0,alpha=1.5"
     assert setting_name({"layers": [0, 2]}, defaults) == "layers=0-2"
+    assert setting_name({"layers": [0, 1], "alpha": 2.2}) == "layers=0-1,alpha=2.2"
 
 
-def test_values_come_from_the_method_then_the_model_for_what_the_method_has():
-    entry = {"hyperparameters": {"layers": None, "alpha": 2.2}}
+def test_a_value_is_the_tuned_one_or_the_method_s_or_where_that_is_open_the_model_s():
+    entry = {"hyperparameters": {"layers": None, "alpha": 2.2, "clamp": 0.75}}
     model = {"editing": {"layers": [1], "alpha": 1.9, "covariance_weight": 5}}
-    assert default_hyperparameters("x", entry, "m", model) == {"layers": [1], "alpha": 1.9}
+    values = {"layers": [1], "alpha": 2.2, "clamp": 0.75}
+    assert default_hyperparameters("x", entry, "m", model, {}) == values
+    assert default_hyperparameters("x", entry, "m", model, {"layers": [0], "clamp": 1}) == {
+        "layers": [0],
+        "alpha": 2.2,
+        "clamp": 1,
+    }
     with pytest.raises(StudyError, match=r"models\.m\.editing: 'layers' is missing; method 'x' needs it"):
-        default_hyperparameters("x", entry, "m", {"editing": {}})
+        default_hyperparameters("x", entry, "m", {"editing": {}}, {})
 
 
 def test_a_batch_size_can_be_varied(config):
@@ -104,7 +229,12 @@ def test_a_batch_size_can_be_varied(config):
         ("models.yaml", ["models", "smoke", "sead"], 0, ["models.smoke", "unknown key 'sead'", "seed"]),
         ("models.yaml", ["models", "smoke", "dataset"], "x", ["models.smoke.dataset", "'x'", "completions"]),
         ("models.yaml", ["models", "smoke", "training", "width"], "w", ["models.smoke.training.width: 'w'"]),
-        ("models.yaml", ["models", "smoke", "editing", "lambda"], 1, ["unknown key 'lambda'", "covariance_weight"]),
+        (
+            "models.yaml",
+            ["models", "smoke", "editing", "lambda"],
+            1,
+            ["unknown hyper-parameter 'lambda'", "covariance_weight"],
+        ),
         ("models.yaml", ["models", "smoke", "editing"], {}, ["models.smoke.editing", "is missing", "needs it"]),
         ("datasets.yaml", ["worlds", "smoke", "size"], 1, ["worlds.smoke", "unknown key 'size'", "subjects"]),
         ("datasets.yaml", ["datasets", "questions", "world"], "x", ["datasets.questions.world", "'x'", "mini"]),
@@ -115,7 +245,22 @@ def test_a_batch_size_can_be_varied(config):
             "x",
             ["datasets.questions", "exactly one of: world, file"],
         ),
-        ("methods/memit.yaml", ["hyperparameters", "lr"], 1, ["unknown hyper-parameter 'lr'", "target_lr"]),
+        ("models.yaml", ["models", "smoke", "editor_training"], {"stepz": 1}, ["editor_training", "'stepz'"]),
+        (
+            "studies/smoke.yaml",
+            ["figures", "hook", "models"],
+            ["mini"],
+            ["model of this study 'mini'", "smoke"],
+        ),
+        ("studies/smoke.yaml", ["figures", "hook", "round"], "both", ["'both'", "consecutive, single"]),
+        ("studies/smoke.yaml", ["figures", "hook", "methods"], "every", ["figures.hook.methods", "'every'", "`all`"]),
+        ("studies/smoke.yaml", ["tables", "table_1"], {}, ["unknown key 'table_1'", "table_single_round"]),
+        ("studies/smoke.yaml", ["tables", "table_consecutive", "vary"], {}, ["unknown key 'vary'", "edits"]),
+        ("studies/smoke.yaml", ["tuning"], {}, ["exactly one of: figures, tuning"]),
+        ("studies/smoke.yaml", ["figures", "lambda", "vary"], {"round": ["single"]}, ["hyper-parameter of coachhook"]),
+        ("datasets.yaml", ["datasets", "questions", "people"], "some", ["datasets.questions.people", "reserved"]),
+        ("methods/memit.yaml", ["search"], {"clmp": [1]}, ["search", "unknown hyper-parameter 'clmp'", "clamp"]),
+        ("methods/memit.yaml", ["hyperparams"], {}, ["unknown key 'hyperparams'", "hyperparameters"]),
         ("methods/memit.yaml", ["hyperparameters", "clamp"], 0, ["clamp: 0"]),
         ("methods/memit.yaml", ["editor"], "mimit", ["unknown editor 'mimit'", "memit"]),
     ],
@@ -128,6 +273,34 @@ def test_a_mistake_is_one_line_that_names_file_key_and_what_is_allowed(config, f
     assert "\n" not in message
     for word in [Path(file).name, *words]:
         assert word in message, message
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("tuned/smoke.yaml", "mimit: {clamp: 1}", ["smoke.yaml: unknown method 'mimit'", "memit"]),
+        ("tuned/smoke.yaml", "memit: {clmp: 1}", ["unknown hyper-parameter of memit 'clmp'", "clamp"]),
+        ("tuned/smoke.yaml", "memit: {clamp: 0}", ["smoke.yaml: memit: clamp: 0"]),
+        ("tuned/gpt5.yaml", "memit: {clamp: 1}", ["gpt5.yaml: unknown model 'gpt5'", "smoke"]),
+    ],
+)
+def test_a_mistake_in_tuned_values_is_one_line(config, file, text, words):
+    (config / "tuned").mkdir(exist_ok=True)
+    (config / file).write_text(text, encoding="utf-8")
+    with pytest.raises(StudyError) as error:
+        load_study("smoke", config, SCHEMAS)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_search_of_another_size_than_the_budget_is_refused(config):
+    _edit(config / "methods" / "memit.yaml", "search", value={"clamp": [0.5, 1.0], "target_lr": [0.1, 0.5]})
+    with pytest.raises(StudyError, match=r"memit\.yaml: search: .* 4 combinations, but every method gets 6 trials"):
+        load_study("tuning", config, SCHEMAS)
+    _edit(config / "methods" / "memit.yaml", "search", value={"clamp": [0.5, 0], "target_steps": [1, 2, 3]})
+    with pytest.raises(StudyError, match=r"memit\.yaml: search\.clamp: 0 "):
+        load_study("tuning", config, SCHEMAS)
 
 
 def test_broken_yaml_and_missing_files_are_one_line(config):
@@ -175,13 +348,45 @@ def test_schemas_know_what_the_library_knows():
     assert _properties(schemas["hyperparameters.schema"]) <= known
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "config" / "methods").glob("*.yaml")), ids=lambda path: path.stem)
-def test_methods_have_the_hyperparameters_that_their_files_list(path):
+def test_every_method_has_a_file_that_lists_all_its_hyperparameters():
+    """Without those that the registry or the stream decides, that are off by default, and α where there is no gate."""
     from coachhook.editors import METHODS
 
-    entry = yaml.safe_load(path.read_text(encoding="utf-8"))
-    registered = METHODS[entry["editor"]]
-    assert set(entry["hyperparameters"]) <= set(registered.load().config_class.model_fields)
+    assert set(METHODS) == METHOD_FILES
+    for path in (ROOT / "config" / "methods").glob("*.yaml"):
+        entry = yaml.safe_load(path.read_text(encoding="utf-8"))
+        registered = METHODS[entry["editor"]]
+        fields, listed = registered.load().config_class.model_fields, set(entry["hyperparameters"])
+        decided = {"seed", *registered.preset} | ({"alpha"} if registered.preset.get("gate") == "off" else set())
+        assert listed <= set(fields), path.name
+        assert entry.get("needs_covariance", False) == registered.load().needs_covariance, path.name
+        assert ("training" in entry) == hasattr(registered.load(), "training_class"), path.name
+        assert {name for name, field in fields.items() if field.default is not None} - decided <= listed, path.name
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_value_of_the_studies_that_come_along_is_accepted_by_its_method(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["check_values.py", name])
+    runpy.run_path("scripts/check_values.py")  # it exits with the mistake, where there is one
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (("hyperparameters", "edit_scale"), "mend.yaml, for model smoke: edit_scale: input should be greater than 0"),
+        (("training", "rank"), "mend.yaml, for model smoke: rank: input should be greater than or equal to 1"),
+        (("training", "stepz"), "mend.yaml, for model smoke: stepz: extra inputs are not permitted"),
+    ],
+)
+def test_a_value_that_only_its_method_can_refuse_is_one_line(config, monkeypatch, keys, words):
+    _edit(config / "methods" / "mend.yaml", *keys, value=-1)
+    monkeypatch.chdir(config.parent)
+    shutil.copytree(SCHEMAS, "workflow/schemas")
+    monkeypatch.setattr(sys, "argv", ["check_values.py", "smoke"])
+    with pytest.raises(SystemExit, match=words) as error:
+        runpy.run_path(str(ROOT / "scripts" / "check_values.py"))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("path", sorted(SCHEMAS.glob("*.yaml")), ids=lambda path: path.name)

@@ -39,10 +39,22 @@ def method_digest(name: str) -> str:
 
     Adding a method thus leaves the results of all others as they are. Raises KeyError for an unknown method.
     """
-    entries = _registry()
-    module = entries[name].args[0].value.split(":")[0]
-    code = code_digest("stream", f"editors.{module}", without=("editors",))
-    return hashlib.sha256((code + ast.dump(entries[name])).encode()).hexdigest()[:16]
+    return _digest(name, "stream")
+
+
+def training_digest(name: str) -> str:
+    """Digest of the code that trains a method's editor: of the method's module, and of all that it imports.
+
+    Raises KeyError for an unknown method.
+    """
+    return _digest(name)
+
+
+def _digest(name: str, *modules: str) -> str:
+    entry = _registry()[name]
+    module = entry.args[0].value.split(":")[0]
+    code = code_digest(*modules, f"editors.{module}", without=("editors",))
+    return hashlib.sha256((code + ast.dump(entry)).encode()).hexdigest()[:16]
 
 
 def method_names() -> list[str]:

@@ -1,7 +1,7 @@
-"""Studies: from the files under `config/` to the streams to run and the figures to draw from them.
+"""Studies: from the files under `config/` to the streams to run and the figures and tables to make of them.
 
 A study names models, data sets, methods, seeds and hyper-parameter values figure by figure; the union of what its
-figures need is its set of streams, each with a path that says what was run.
+figures and tables need is its set of streams, each with a path that says what was run.
 """
 
 from __future__ import annotations
@@ -9,20 +9,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import yaml
+from coachhook.study_files import Files, StudyError, check, check_config, check_names, read_files, read_study
 
-from coachhook.errors import CoachHookError
-from coachhook.provenance import method_names
+__all__ = ["Stream", "Study", "StudyError", "Trial", "check_config", "load_study", "setting_name", "settings_key"]
 
 
-class StudyError(CoachHookError, ValueError):
-    """One line: the file, the key, what is wrong with it, and what is allowed."""
+_ROUNDS = {"consecutive": "consecutive", "single_round": "single"}  # of each table's streams
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,17 @@ class Stream:
     setting: str
     seed: int
     editor: str
+    round: str
     edits: int
     batch_size: int
     evaluate_every: int
     protocols: tuple[str, ...]
     hyperparameters: dict[str, Any]
     defaults: dict[str, Any]
-    """What `hyperparameters` and the batch size are in the setting "default"."""
+    """What `hyperparameters`, the batch size and the round are in the setting "default"."""
+    needs_covariance: bool
+    training: dict[str, Any] | None
+    """Hyper-parameters of the training that makes the editor before any stream; None for methods without one."""
 
     @property
     def path(self) -> str:
@@ -49,70 +51,39 @@ class Stream:
         names = ("model", "dataset", "method", "setting", "seed")
         return "/".join(f"{name}~{getattr(self, name)}" for name in names)
 
+    @property
+    def trained_editor(self) -> str | None:
+        """Where its trained editor stands, below a folder of editors; all streams that edit its layers share it."""
+        if self.training is None:
+            return None
+        return f"{self.model}/{self.method}.{settings_key(self.hyperparameters['layers'], self.training)}.safetensors"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate of the search for a method's hyper-parameters, and the streams that try it."""
+
+    model: str
+    method: str
+    values: dict[str, Any]
+    paths: tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class Study:
-    """A study's streams by path, and the paths that each of its figures is drawn from."""
+    """A study's streams by path, and the paths that each of its figures, tables and trials is made of.
+
+    Tables are named by what they compare, as in `coachhook.tables`.
+    """
 
     name: str
     description: str
     streams: dict[str, Stream]
     figures: dict[str, tuple[str, ...]]
+    tables: dict[str, tuple[str, ...]]
     models: dict[str, dict[str, Any]]
     datasets: dict[str, dict[str, Any]]
-
-
-def check_config(config: Mapping[str, Any], schema_dir: Path) -> None:
-    """Hold what Snakemake read from config.yaml and the command line to its schema."""
-    check(config, _schema(schema_dir, "config"), "config/config.yaml")
-
-
-def _schema(folder: Path, name: str) -> dict[str, Any]:
-    return yaml.safe_load((Path(folder) / f"{name}.schema.yaml").read_text(encoding="utf-8"))
-
-
-def read_yaml(path: Path, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a YAML file and hold it to a JSON Schema.
-
-    Raises StudyError when the file is missing, is not YAML, or breaks the schema.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StudyError(f"{path}: no such file") from None
-    except yaml.YAMLError as error:
-        raise StudyError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    check(content, schema, str(path))
-    return content
-
-
-def check(content: Any, schema: Mapping[str, Any], where: str) -> None:
-    """Hold content to a JSON Schema; StudyError names the first key that breaks it and what is allowed there."""
-    errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(content), key=_depth)
-    if errors:
-        raise StudyError(f"{where}: {_explain(errors[0])}")
-
-
-def _depth(error: jsonschema.ValidationError) -> tuple[int, str]:
-    return len(error.absolute_path), error.json_path
-
-
-def _explain(error: jsonschema.ValidationError) -> str:
-    key = ".".join(str(part) for part in error.absolute_path)
-    prefix = f"{key}: " if key else ""
-    rule = error.validator_value
-    if error.validator == "additionalProperties":
-        known = error.schema["properties"]
-        unknown = next(name for name in error.instance if name not in known)
-        return f"{prefix}unknown key '{unknown}'; allowed: {', '.join(known)}"
-    if error.validator == "enum":
-        what = "key" if "propertyNames" in error.schema_path else "value"
-        return f"{prefix}unknown {what} '{error.instance}'; allowed: {', '.join(map(str, rule))}"
-    if error.validator in ("required", "dependentRequired"):
-        return f"{prefix}{' '.join(error.message.split())}"
-    if error.validator == "oneOf":
-        return f"{prefix}give exactly one of: {', '.join(choice['required'][0] for choice in rule)}"
-    return f"{prefix}{' '.join(error.message.split())} ({error.schema.get('description', 'see the schema')})"
+    trials: tuple[Trial, ...] = ()
 
 
 def load_study(name: str, config_dir: Path, schema_dir: Path) -> Study:
@@ -121,142 +92,164 @@ def load_study(name: str, config_dir: Path, schema_dir: Path) -> Study:
     Raises StudyError, one line that names file, key and what is allowed.
     """
     config_dir, schema_dir = Path(config_dir), Path(schema_dir)
-    path = config_dir / "studies" / f"{name}.yaml"
-    if not path.exists():
-        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
-        raise StudyError(f"study: unknown study '{name}'; {path.parent} has: {', '.join(known)}")
-    content = read_yaml(path, _schema(schema_dir, "study"))
-    datasets = read_yaml(config_dir / "datasets.yaml", _schema(schema_dir, "datasets"))
-    values = _schema(schema_dir, "hyperparameters")
-    models = _read_models(config_dir, schema_dir, datasets, values)
-    methods = _read_methods(config_dir / "methods", schema_dir, values)
-    _known(content["models"], models, f"{path}: models", "model")
-    streams: dict[str, Stream] = {}
-    figures = {}
-    for figure, wanted in content["figures"].items():
-        where = f"{path}: figures.{figure}"
-        _known(wanted["datasets"], datasets["datasets"], f"{where}.datasets", "data set")
-        _known(wanted["methods"], methods, f"{where}.methods", "method")
-        _check_values(wanted.get("vary", {}), values, where)
-        drawn = {s.path: s for s in _streams(content, wanted, models, methods, where)}
-        streams |= drawn
-        figures[figure] = tuple(drawn)
-    for stream in streams.values():
-        _check_dataset(stream, models, datasets["datasets"], path)
-    sources = {dataset: _source(dataset, datasets) for dataset in datasets["datasets"]}
-    return Study(name, content["description"], streams, figures, models, sources)
+    path, content = read_study(name, config_dir, schema_dir)
+    files = read_files(config_dir, schema_dir)
+    check_names(content["models"], files.models, f"{path}: models", "model")
+    plan = _Plan(content, files, path)
+    figures = {figure: plan.add(wanted, f"figures.{figure}") for figure, wanted in content.get("figures", {}).items()}
+    tables = {}
+    for table, wanted in content.get("tables", {}).items():
+        kind = table.removeprefix("table_")
+        tables[kind] = plan.add(wanted | {"round": _ROUNDS[kind]}, f"tables.{table}")
+    if figures and not tables:
+        tables["consecutive"] = tuple(plan.streams)
+    trials = plan.add_trials(content["tuning"]) if "tuning" in content else ()
+    return Study(name, content["description"], plan.streams, figures, tables, files.models, files.datasets, trials)
 
 
-def _read_models(config_dir: Path, schema_dir: Path, datasets, values) -> dict[str, dict[str, Any]]:
-    path = config_dir / "models.yaml"
-    models = read_yaml(path, _schema(schema_dir, "models"))["models"]
-    worlds = datasets.get("worlds", {})
-    for name, entry in datasets["datasets"].items():
-        if "world" in entry:
-            where = f"{config_dir / 'datasets.yaml'}: datasets.{name}.world"
-            _known([entry["world"]], worlds, where, "world")
-    for name, entry in models.items():
-        where = f"{path}: models.{name}"
-        check(entry["editing"], values, f"{where}.editing")
-        _known([entry["dataset"]], datasets["datasets"], f"{where}.dataset", "data set")
-    return models
+@dataclass
+class _Plan:
+    """The streams gathered so far from a study's file."""
 
+    content: Mapping[str, Any]
+    files: Files
+    path: Path
+    streams: dict[str, Stream] = field(default_factory=dict)
 
-def _read_methods(folder: Path, schema_dir: Path, values) -> dict[str, dict[str, Any]]:
-    methods = {}
-    for path in sorted(folder.glob("*.yaml")):
-        methods[path.stem] = read_yaml(path, _schema(schema_dir, "method"))
-        _known([methods[path.stem]["editor"]], method_names(), f"{path}: editor", "editor")
-        given = methods[path.stem]["hyperparameters"]
-        _known(given, values["properties"], f"{path}: hyperparameters", "hyper-parameter")
-        check({k: v for k, v in given.items() if v is not None}, values, f"{path}: hyperparameters")
-    return methods
+    def add(self, wanted: Mapping[str, Any], key: str) -> tuple[str, ...]:
+        """Note every combination of what a figure or table lists, and return the paths of its streams."""
+        where = f"{self.path}: {key}"
+        vary, paths = wanted.get("vary", {}), []
+        for model, method in self._edited(wanted, where):
+            defaults = self._defaults(model, method, self.files.tuned)
+            check_names(vary, [n for n in defaults if n != "round"], f"{where}.vary", f"hyper-parameter of {method}")
+            for values in itertools.product(*vary.values()):
+                changed = {"round": wanted.get("round", "consecutive")} | dict(zip(vary, values, strict=True))
+                setting = setting_name(changed, defaults)
+                paths += self._note(wanted, model, method, setting, defaults, changed, where)
+        return tuple(paths)
 
+    def add_trials(self, wanted: Mapping[str, Any]) -> tuple[Trial, ...]:
+        """Note the streams of every candidate of every method: as many of each as the budget says.
 
-def _check_values(vary: Mapping[str, list], values, where: str) -> None:
-    batch_size = {"type": "integer", "minimum": 1, "description": "requests per step"}
-    known = values["properties"] | {"batch_size": batch_size}
-    _known(vary, known, f"{where}.vary", "hyper-parameter")
-    for name, items in vary.items():
-        for item in items:
-            check(item, known[name], f"{where}.vary.{name}")
+        What an earlier search chose counts for nothing here.
+        """
+        where = f"{self.path}: tuning"
+        trials = []
+        for model, method in self._edited(wanted, where):
+            defaults = self._defaults(model, method, {})
+            for values in _candidates(self.files.methods[method].get("search", {}), method, wanted["trials"]):
+                for name, value in values.items():
+                    self.files.check_value(name, value, f"config/methods/{method}.yaml: search")
+                paths = self._note(wanted, model, method, setting_name(values), defaults, values, where)
+                trials.append(Trial(model, method, values, tuple(paths)))
+        return tuple(trials)
 
+    def _edited(self, wanted: Mapping[str, Any], where: str) -> Iterable[tuple[str, str]]:
+        """Models and methods of a figure, table or search, all that it names being known."""
+        models = wanted.get("models", self.content["models"])
+        methods = self.files.methods if wanted["methods"] == "all" else wanted["methods"]
+        check_names(models, self.content["models"], f"{where}.models", "model of this study")
+        check_names(wanted["datasets"], self.files.datasets, f"{where}.datasets", "data set")
+        check_names(methods, self.files.methods, f"{where}.methods", "method")
+        for name, values in wanted.get("vary", {}).items():
+            for value in values:
+                if name == "batch_size":
+                    check(value, {"type": "integer", "minimum": 1}, f"{where}.vary.{name}")
+                self.files.check_value(name, value, f"{where}.vary")
+        return itertools.product(models, methods)
 
-def _known(names: Iterable[str], known: Iterable[str], where: str, what: str) -> None:
-    for name in names:
-        if name not in known:
-            raise StudyError(f"{where}: unknown {what} '{name}'; allowed: {', '.join(known)}")
+    def _defaults(self, model: str, method: str, tuned: Mapping[str, Mapping]) -> dict[str, Any]:
+        chosen = tuned.get(model, {}).get(method, {})
+        values = default_hyperparameters(method, self.files.methods[method], model, self.files.models[model], chosen)
+        return values | {"batch_size": self.content["batch_size"], "round": "consecutive"}
 
-
-def _source(name: str, datasets: Mapping[str, Any]) -> dict[str, Any]:
-    """A data set's entry, with the sizes of its world in place of the world's name."""
-    entry = dict(datasets["datasets"][name])
-    if "world" in entry:
-        entry["world"] = datasets["worlds"][entry["world"]]
-    return entry
-
-
-def _check_dataset(stream: Stream, models, datasets, path: Path) -> None:
-    """A model knows nothing of requests about facts that it was not trained on."""
-    learnt, asked = models[stream.model]["dataset"], stream.dataset
-    if learnt != asked and ("world" not in datasets[asked] or _world(learnt, datasets) != _world(asked, datasets)):
-        raise StudyError(
-            f"{path}: model '{stream.model}' was trained on the facts of '{learnt}' and knows none of '{asked}'; "
-            "choose a data set of the same world"
-        )
-    count = datasets[stream.dataset].get("count", stream.edits)
-    if stream.edits > count:
-        raise StudyError(
-            f"{path}: edits: {stream.edits} are more than the {count} requests of data set '{stream.dataset}'"
-        )
-
-
-def _world(dataset: str, datasets) -> str | None:
-    return datasets[dataset].get("world")
-
-
-def _streams(content, wanted, models, methods, where: str) -> Iterable[Stream]:
-    vary = wanted.get("vary", {})
-    sizes = {key: content[key] for key in ("edits", "batch_size", "evaluate_every")}
-    for model, method in itertools.product(content["models"], wanted["methods"]):
-        hyperparameters = default_hyperparameters(method, methods[method], model, models[model])
-        allowed = [*hyperparameters, "batch_size"]
-        _known(vary, allowed, f"{where}.vary", f"hyper-parameter of {method}")
-        defaults = hyperparameters | {"batch_size": content["batch_size"]}
-        for values in itertools.product(*vary.values()):
-            changed = dict(zip(vary, values, strict=True))
-            setting = setting_name(changed, defaults)
-            batch_size = changed.pop("batch_size", content["batch_size"])
-            for dataset, seed in itertools.product(wanted["datasets"], wanted["seeds"]):
-                yield Stream(
-                    **{"model": model, "dataset": dataset, "method": method, "seed": seed},
-                    **sizes | {"batch_size": batch_size},
-                    protocols=tuple(content["protocols"]),
-                    setting=setting,
-                    editor=methods[method]["editor"],
-                    hyperparameters=hyperparameters | changed,
-                    defaults=defaults,
+    def _note(self, wanted, model, method, setting, defaults, changed, where: str) -> list[str]:
+        """One setting's streams, one per data set and seed."""
+        values = defaults | changed
+        sizes = {name: values.pop(name) for name in ("batch_size", "round")}
+        paths = []
+        for dataset, seed in itertools.product(wanted["datasets"], wanted["seeds"]):
+            stream = Stream(
+                **{"model": model, "dataset": dataset, "method": method, "setting": setting, "seed": seed},
+                **sizes,
+                edits=wanted.get("edits", self.content["edits"]),
+                evaluate_every=self.content["evaluate_every"],
+                protocols=tuple(self.content["protocols"]),
+                editor=self.files.methods[method]["editor"],
+                hyperparameters=values,
+                defaults=defaults,
+                needs_covariance=self.files.methods[method].get("needs_covariance", False),
+                training=_training(self.files.methods[method], self.files.models[model]),
+            )
+            self._check_dataset(stream)
+            other = self.streams.setdefault(stream.path, stream)
+            if other != stream:
+                raise StudyError(
+                    f"{where}.edits: {stream.edits}, but elsewhere in this study {other.edits} of the same stream "
+                    f"({stream.path}); make them equal"
                 )
+            paths.append(stream.path)
+        return paths
+
+    def _check_dataset(self, stream: Stream) -> None:
+        """A model knows nothing of requests about facts that it was not trained on."""
+        learnt, asked = self.files.models[stream.model]["dataset"], stream.dataset
+        worlds = [self.files.datasets[name].get("world") for name in (learnt, asked)]
+        if learnt != asked and (worlds[0] is None or worlds[0] != worlds[1]):
+            raise StudyError(
+                f"{self.path}: model '{stream.model}' was trained on the facts of '{learnt}' and knows none of "
+                f"'{asked}'; choose a data set of the same world"
+            )
+        count = self.files.datasets[asked].get("count", stream.edits)
+        if stream.edits > count:
+            raise StudyError(
+                f"{self.path}: edits: {stream.edits} are more than the {count} requests of data set '{asked}'"
+            )
 
 
-def default_hyperparameters(method: str, entry, model: str, model_entry) -> dict[str, Any]:
-    """A method's values, those that its file leaves open (null) filled in by the model's `editing`.
+def default_hyperparameters(method: str, entry, model: str, model_entry, tuned: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's values on a model: what tuning chose, else the method's file, else (null there) the model's `editing`.
 
-    The model's `editing` also overrides what the method's file gives, for the names that the method has.
+    Raises StudyError where the model has no value either.
     """
-    values = dict(entry["hyperparameters"])
-    values |= {name: value for name, value in model_entry["editing"].items() if name in values}
+    values = entry["hyperparameters"] | tuned
     for name, value in values.items():
-        if value is None:
+        if value is None and name not in model_entry["editing"]:
             raise StudyError(
                 f"config/models.yaml: models.{model}.editing: '{name}' is missing; method '{method}' needs it"
             )
-    return values
+    return {name: model_entry["editing"][name] if value is None else value for name, value in values.items()}
 
 
-def setting_name(changed: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """`default`, or `name=value` for what differs from the defaults, joined by commas; lists as `0-1-2`."""
-    named = [f"{name}={_value(value)}" for name, value in changed.items() if value != defaults[name]]
+def _training(entry: Mapping[str, Any], model_entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How a method's editor is trained for a model, which may say otherwise for the names that the method has."""
+    if "training" not in entry:
+        return None
+    own = {name: value for name, value in model_entry.get("editor_training", {}).items() if name in entry["training"]}
+    return entry["training"] | own
+
+
+def _candidates(search: Mapping[str, list], method: str, trials: int) -> Iterable[dict[str, Any]]:
+    """Every combination of a search's values; StudyError unless there are exactly `trials`."""
+    count = math.prod(map(len, search.values()))
+    if count != trials:
+        raise StudyError(
+            f"config/methods/{method}.yaml: search: its values make {count} combinations, but every method gets "
+            f"{trials} trials; list values that make {trials}"
+        )
+    return [dict(zip(search, values, strict=True)) for values in itertools.product(*search.values())]
+
+
+def setting_name(changed: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> str:
+    """`default`, or `name=value` for what differs from the defaults, joined by commas; lists as `0-1-2`.
+
+    Without defaults every value is named.
+    """
+    defaults = {} if defaults is None else defaults
+    named = [
+        f"{name}={_value(value)}" for name, value in changed.items() if name not in defaults or value != defaults[name]
+    ]
     return ",".join(named) or "default"
 
 

@@ -50,9 +50,13 @@ class Project:
 
     def jobs(self, *arguments: str, study: str = "smoke") -> set[str]:
         """Rules that would run now."""
+        return set(self.job_counts(*arguments, study=study))
+
+    def job_counts(self, *arguments: str, study: str = "smoke") -> dict[str, int]:
+        """How many jobs of each rule would run now."""
         text = self.snakemake("--dry-run", *arguments, study=study)
-        lines = text.partition("Job stats:")[2].partition("total")[0].splitlines()
-        return {line.split()[0] for line in lines if line and line.split()[-1].isdigit()}
+        lines = [line.split() for line in text.partition("Job stats:")[2].partition("total")[0].splitlines()]
+        return {words[0]: int(words[-1]) for words in lines if words and words[-1].isdigit()}
 
     def commit(self) -> None:
         if not (self.root / ".git").exists():

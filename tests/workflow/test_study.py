@@ -14,6 +14,9 @@ import pandas as pd
 import pytest
 import yaml
 
+from coachhook.editors import METHODS
+from coachhook.study import load_study
+
 from .conftest import Project
 
 pytestmark = pytest.mark.study
@@ -21,25 +24,49 @@ SCORES = ("reliability", "generality", "locality")
 
 
 def test_one_command_writes_every_stream_figure_table_and_the_report(finished):
-    streams = list((finished.root / "results" / "streams").rglob("metrics.jsonl"))
-    assert len(streams) == 5
-    for stream in streams:
-        rows = [json.loads(line) for line in stream.read_text().splitlines()]
+    study = load_study("smoke", finished.root / "config", finished.root / "workflow" / "schemas")
+    for path, settings in study.streams.items():
+        stream = finished.root / "results" / "streams" / path
+        rows = [json.loads(line) for line in (stream / "metrics.jsonl").read_text().splitlines()]
         assert {row["protocol"] for row in rows} == {"easyedit", "generate"}
-        assert [row["edits"] for row in rows if row["protocol"] == "easyedit"] == [4, 8]
-        assert len(pd.read_parquet(stream.with_name("records.parquet"))) > 0
-    for figure in ("hook", "lambda", "zscore", "retention"):
+        evaluated = [row["edits"] for row in rows if row["protocol"] == "easyedit"]
+        assert evaluated == ([8] if settings.round == "single" else [4, 8])
+        assert len(pd.read_parquet(stream / "records.parquet")) > 0
+        assert len((stream / "cost.jsonl").read_text().splitlines()) == 3  # two steps, and the edited model
+    for figure in study.figures:
         for ending, start in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
             assert (finished.root / "figures" / "smoke" / f"{figure}.{ending}").read_bytes().startswith(start)
         assert len(pd.read_csv(finished.root / "figures" / "smoke" / f"{figure}.csv")) > 1
-    table = pd.read_csv(finished.root / "figures" / "smoke" / "table-easyedit.csv")
-    assert set(table["method"]) == {"memit", "coachhook"}
-    assert table[list(SCORES)].stack().between(0, 1).all()
+
+
+@pytest.mark.parametrize(
+    ("table", "methods"), [("consecutive", set(METHODS)), ("single_round", {"memit", "coachhook"})]
+)
+def test_tables_compare_the_methods_that_the_study_names(finished, table, methods):
+    folder = finished.root / "figures" / "smoke"
+    for suffix in ("", "_generate"):
+        rows = pd.read_csv(folder / f"table_{table}{suffix}.csv")
+        assert rows.columns[:6].tolist() == ["dataset", "method", "seed", *SCORES]
+        assert set(rows["method"]) == methods
+        assert rows[list(SCORES)].stack().between(0, 1).all()
+        for ending in ("md", "tex"):
+            assert "CoachHooK" in (folder / f"table_{table}{suffix}.{ending}").read_text(encoding="utf-8")
+
+
+def test_editors_are_trained_once_on_people_that_no_stream_names(finished):
+    editors = sorted(path.name.split(".")[0] for path in (finished.root / "results" / "editors").rglob("*.safetensors"))
+    assert editors == ["mend", "serac"]
+    datasets = finished.root / "results" / "datasets"
+    training = json.loads((datasets / "smoke-completions" / "training.json").read_text())
+    assert len(training) >= 300
+    for dataset in ("smoke-completions", "smoke-questions"):
+        requests = (datasets / dataset / "requests.json").read_text()
+        assert not any(request["subject"] in requests for request in training)
 
 
 def test_the_report_shows_the_numbers_of_the_results_and_captions(finished):
     words = (finished.root / "results" / "studies" / "smoke" / "report.rst").read_text()
-    table = pd.read_csv(finished.root / "figures" / "smoke" / "table-easyedit.csv")
+    table = pd.read_csv(finished.root / "figures" / "smoke" / "table_consecutive.csv")
     best = table.loc[table["dataset"] == "smoke-completions", "mean"].max()
     assert f"{100 * best:.1f}" in words
     html = (finished.root / "report-smoke.html").read_text(encoding="utf-8")
@@ -79,11 +106,80 @@ def test_a_change_runs_again_what_it_touches(finished):
     with changed(library / "hooks.py", "import torch\n", "import torch\n\n_CHANGED = True\n"):
         assert finished.jobs() >= {"edit_stream", "draw_figure", "aggregate", "make_report"}
         assert not finished.jobs() & {"make_dataset", "train_base_model", "compute_covariance"}
+    with changed(library / "editors" / "training.py", "import random\n", "import random\n\n_CHANGED = True\n"):
+        assert finished.jobs() >= {"train_editor", "edit_stream", "draw_figure"}
+        assert finished.job_counts()["train_editor"] == finished.job_counts()["edit_stream"] == 2  # MEND's and SERAC's
     with changed(library / "hooks.py", "import torch\n", "import torch  # tensors\n"):
         assert finished.jobs() == set()
     with changed(finished.root / "config" / "models.yaml", "max_tokens: 5000", "max_tokens: 4000"):
         assert finished.jobs() >= {"compute_covariance", "edit_stream"}
         assert "train_base_model" not in finished.jobs()
+    assert finished.jobs() == set()
+
+
+@contextmanager
+def added(path: Path, text: str):
+    path.write_text(text, encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.unlink()
+
+
+def test_a_further_method_is_one_module_one_file_and_one_line_and_runs_no_other_again(finished):
+    library, methods = finished.root / "src" / "coachhook" / "editors", finished.root / "config" / "methods"
+    module = "from coachhook.editors.coachhook import Memit\n\n\nclass Newest(Memit):\n    pass\n"
+    entry = (methods / "memit.yaml").read_text(encoding="utf-8").replace("editor: memit", "editor: newest")
+    line = '    "newest": Registered("newest:Newest", {"gate": "off", "past_weight": 0.0}),\n'
+    memit, newest = (
+        finished.root / f"results/streams/model~smoke/dataset~smoke-completions/method~{name}/setting~default/seed~0"
+        for name in ("memit", "newest")
+    )
+    with (
+        added(library / "newest.py", module),
+        added(methods / "newest.yaml", entry),
+        changed(library / "__init__.py", '    "memit": ', f'{line}    "memit": '),
+    ):
+        assert finished.job_counts("streams")["edit_stream"] == 1
+        finished.snakemake("streams")
+        assert (newest / "metrics.jsonl").read_bytes() == (memit / "metrics.jsonl").read_bytes()
+    assert finished.jobs() == set()
+
+
+def test_a_search_chooses_the_values_that_other_studies_use_from_then_on(finished):
+    config, figures = finished.root / "config", finished.root / "figures"
+    sizes = {"models": ["smoke"], "edits": 4, "batch_size": 4, "evaluate_every": 4, "protocols": ["easyedit"]}
+    search = {"datasets": ["smoke-validation"], "methods": ["searched"], "seeds": [0], "trials": 2}
+    study = {"description": "A search.", **sizes, "tuning": search}
+    method = yaml.safe_load((config / "methods" / "ft-m.yaml").read_text(encoding="utf-8"))
+    method["search"] = {"learning_rate": [1e-9, 0.005]}  # the first changes nothing
+    tuned = config / "tuned" / "smoke.yaml"
+    before = tuned.read_bytes()
+    try:
+        with (
+            added(config / "methods" / "searched.yaml", yaml.safe_dump(method)),
+            added(config / "studies" / "searched.yaml", yaml.safe_dump(study)),
+        ):
+            finished.snakemake("tune", study="searched")
+            assert yaml.safe_load(tuned.read_text(encoding="utf-8")) == {"searched": {"learning_rate": 0.005}}
+            found = pd.read_csv(figures / "searched" / "search.csv")
+            assert found["setting"].tolist() == ["learning_rate=1e-09", "learning_rate=0.005"]
+            assert found["chosen"].tolist() == [False, True]
+            assert finished.jobs("tune", study="searched") == set()
+            streams = load_study("smoke", config, finished.root / "workflow" / "schemas").streams.values()
+            values = {stream.hyperparameters["learning_rate"] for stream in streams if stream.method == "searched"}
+            assert values == {0.005}
+    finally:
+        tuned.write_bytes(before)
+    assert finished.jobs() == set()
+
+
+def test_a_value_that_its_method_refuses_stops_before_any_job_in_one_line(finished):
+    with changed(finished.root / "config" / "methods" / "grace.yaml", "radius: ", "radius: -"):
+        shown = finished.snakemake(fails=True)
+        assert "config/methods/grace.yaml, for model smoke: radius: " in shown
+        assert "Traceback" not in shown
+        assert "Stream:" not in shown
     assert finished.jobs() == set()
 
 

@@ -63,4 +63,4 @@ def test_dvc_shows_the_main_metrics_and_lists_the_figures(shared):
     assert "figures/metrics.json" in pipeline["metrics"]
     shutil.copy(shared.root / "figures" / "smoke" / "metrics.json", shared.root / "figures" / "metrics.json")
     shown = shared.run("dvc", "metrics", "show", "--md")
-    assert "easyedit.smoke.smoke-completions.coachhook.mean" in shown
+    assert "consecutive.smoke.smoke-completions.coachhook.mean" in shown

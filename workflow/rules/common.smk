@@ -1,12 +1,13 @@
 import fcntl
 import os
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from coachhook.provenance import code_digest, method_digest
+from coachhook.provenance import code_digest, method_digest, training_digest
 from coachhook.study import StudyError, check_config, covariance_command, load_study, settings_key
 
 # Rules call snakemake, dvc and coachhook: those of this environment, activated or not.
@@ -22,12 +23,26 @@ except StudyError as error:
 
 STREAM = "model~{model}/dataset~{dataset}/method~{method}/setting~{setting}/seed~{seed}"
 METHOD_CODE = {editor: method_digest(editor) for editor in {stream.editor for stream in study.streams.values()}}
+TRAINED_EDITORS = {stream.trained_editor: stream for stream in study.streams.values() if stream.training is not None}
+TRAINING_CODE = {stream.editor: training_digest(stream.editor) for stream in TRAINED_EDITORS.values()}
 PROTOCOLS = next(iter(study.streams.values())).protocols
-SWEPT = {"lambda": "covariance_weight", "layers": "layers", "alpha": "alpha", "batch_size": "batch_size"}
-FURTHER_RESULTS = {"zscore": ["zscores.parquet"], "retention": ["records.parquet"]}
-FIGURES = "figures" if study.name == "mini" else f"figures/{study.name}"
-
-REPORT = "report.html" if study.name == "mini" else f"report-{study.name}.html"
+# Per file the round, the protocol and the streams of a table; the first protocol's has no suffix.
+TABLES = {
+    f"{kind}_{protocol}".removesuffix(f"_{PROTOCOLS[0]}"): [kind, protocol, list(paths)]
+    for kind, paths in study.tables.items()
+    for protocol in PROTOCOLS
+}
+SWEPT = {
+    "lambda": ["covariance_weight"],
+    "layers": ["layers"],
+    "alpha": ["alpha"],
+    "batch_size": ["batch_size"],
+    "sensitivity": ["covariance_weight", "alpha"],
+}
+FURTHER_RESULTS = {"zscore": ["zscores.parquet"], "retention": ["records.parquet"], "cost": ["cost.jsonl"]}
+# `full` is `mini` with more seeds, and `tuning` finds the values of both: they share a folder.
+FIGURES = "figures" if study.name in ("mini", "full", "tuning") else f"figures/{study.name}"
+REPORT = "report.html" if study.name in ("mini", "full") else f"report-{study.name}.html"
 
 
 wildcard_constraints:
@@ -36,7 +51,7 @@ wildcard_constraints:
     method="[a-z0-9-]+",
     setting="[A-Za-z0-9_=.,-]+",
     seed="[0-9]+",
-    figure="|".join(study.figures),
+    figure="|".join(study.figures) or "none",
     key="[0-9a-f]{8}",
 
 
@@ -80,6 +95,29 @@ def get_covariance_command(wildcards):
     return covariance_command(wildcards.model, study.models[wildcards.model]["covariance"])
 
 
+def get_training_requests(wildcards):
+    return f"results/datasets/{study.models[wildcards.model]['dataset']}/training.json"
+
+
+def get_trained_editor(wildcards):
+    path = get_stream(wildcards).trained_editor
+    return f"results/editors/{path}" if path else []
+
+
+def get_editor_training(wildcards):
+    """What a trained editor depends on besides model, requests and code: its layers, and how it is trained."""
+    stream = TRAINED_EDITORS["{model}/{method}.{key}.safetensors".format(**wildcards)]
+    return {
+        "editor": stream.editor,
+        "hyperparameters": {"layers": stream.hyperparameters["layers"]},
+        "training": stream.training,
+    }
+
+
+def get_training_code(wildcards):
+    return TRAINING_CODE[get_editor_training(wildcards)["editor"]]
+
+
 def get_stream(wildcards):
     return study.streams[STREAM.format(**wildcards)]
 
@@ -87,11 +125,8 @@ def get_stream(wildcards):
 def get_stream_settings(wildcards):
     """What the stream's results depend on, as plain values that Snakemake can compare."""
     stream = asdict(get_stream(wildcards))
-    return {
-        name: value
-        for name, value in stream.items()
-        if name not in ("model", "dataset", "method", "setting", "defaults")
-    }
+    elsewhere = ("model", "dataset", "method", "setting", "defaults", "needs_covariance", "training")
+    return {name: value for name, value in stream.items() if name not in elsewhere}
 
 
 def get_requests(wildcards):
@@ -99,8 +134,7 @@ def get_requests(wildcards):
 
 
 def get_covariance(wildcards):
-    needed = "covariance_weight" in get_stream(wildcards).hyperparameters
-    return get_covariance_path(wildcards.model) if needed else []
+    return get_covariance_path(wildcards.model) if get_stream(wildcards).needs_covariance else []
 
 
 def get_method_code(wildcards):
@@ -118,14 +152,24 @@ def get_figure_parts(wildcards):
     parts = {}
     for path in study.figures[wildcards.figure]:
         stream, options = study.streams[path], {}
+        if wildcards.figure not in ("zscore", "cost"):
+            options["protocol"] = stream.protocols[0]
         if wildcards.figure in SWEPT:
-            swept = SWEPT[wildcards.figure]
-            options = {"default": stream.defaults[swept], "protocol": stream.protocols[0]}
-        elif wildcards.figure != "zscore":
-            options = {"protocol": stream.protocols[0]}
+            options["defaults"] = {name: stream.defaults[name] for name in SWEPT[wildcards.figure]}
         key = (stream.model, stream.method) if wildcards.figure in SWEPT else ()
         parts.setdefault(key, [options, []])[1].append(f"results/streams/{path}")
     return list(parts.values())
+
+
+def get_trials():
+    return [[trial.model, trial.method, trial.values, list(trial.paths)] for trial in study.trials]
+
+
+def check_values():
+    """Hold every hyper-parameter to the method that has it, in a process of its own: it has to import torch."""
+    check = [sys.executable, "scripts/check_values.py", study.name]
+    if subprocess.run(check).returncode:
+        raise WorkflowError(f"study {study.name} was not started")
 
 
 def keep_out_of_running_study():

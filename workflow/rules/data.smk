@@ -3,6 +3,7 @@ rule make_dataset:
         files=get_request_files,
     output:
         requests="results/datasets/{dataset}/requests.json",
+        training="results/datasets/{dataset}/training.json",
         facts="results/datasets/{dataset}/facts.json",
         lines="results/datasets/{dataset}/lines.txt",
     log:
@@ -11,7 +12,7 @@ rule make_dataset:
         "../../environment.yml"
     params:
         source=get_source,
-        code=code_digest("world", "facts"),
+        code=code_digest("world", "facts", "splits"),
     message:
         "Data set {wildcards.dataset}: requests, and the facts that they are about"
     script:

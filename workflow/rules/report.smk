@@ -4,12 +4,12 @@ rule aggregate:
         introduction="workflow/report/workflow.rst",
     output:
         report(
-            collect(f"{FIGURES}/table-{{protocol}}.csv", protocol=PROTOCOLS),
+            collect(f"{FIGURES}/table_{{table}}.csv", table=TABLES),
             caption="../report/table.rst",
             category="Tables",
             labels={"table": "scores after the last batch"},
         ),
-        collect(f"{FIGURES}/table-{{protocol}}.md", protocol=PROTOCOLS),
+        collect(f"{FIGURES}/table_{{table}}.{{ending}}", table=TABLES, ending=["md", "tex"]),
         metrics=f"results/studies/{study.name}/metrics.csv",
         main=f"{FIGURES}/metrics.json",
         text=f"results/studies/{study.name}/report.rst",
@@ -20,7 +20,7 @@ rule aggregate:
     params:
         study=study.name,
         description=study.description,
-        protocols=PROTOCOLS,
+        tables=TABLES,
         code=code_digest("report"),
     message:
         "Study {params.study}: all metrics, tables, and what came out in words"

@@ -3,10 +3,12 @@ rule edit_stream:
         get_model_files("{model}"),
         requests=get_requests,
         covariance=get_covariance,
+        trained_editor=get_trained_editor,
     output:
         metrics=f"results/streams/{STREAM}/metrics.jsonl",
         records=f"results/streams/{STREAM}/records.parquet",
         zscores=f"results/streams/{STREAM}/zscores.parquet",
+        cost=f"results/streams/{STREAM}/cost.jsonl",
     log:
         f"logs/edit_stream/{STREAM}.log",
     benchmark:
@@ -19,6 +21,8 @@ rule edit_stream:
         code=get_method_code,
         # Snakemake removes the outputs of a killed job; the stream goes on from here.
         checkpoint=f"results/checkpoints/{STREAM}",
+        # Computed once for all streams of the same requests, whatever their method.
+        base_answers="results/base_answers",
     message:
         "Stream: {wildcards.method} ({wildcards.setting}) edits {wildcards.model} with {wildcards.dataset}, seed {wildcards.seed}"
     script:

@@ -1,0 +1,39 @@
+"""Train an editor before any stream uses it; started again after a kill, it goes on where it was."""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# Where other jobs run on the same cores, threads that spin while they wait slow training many times over.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from coachhook.hyperparameters import configure, registered
+from coachhook.logs import log_to
+from coachhook.requests import read_requests
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+settings, editor = snakemake.params.settings, snakemake.params.settings["editor"]
+log_to(snakemake.log[0], f"editor of {snakemake.wildcards.method} for {snakemake.wildcards.model}")
+torch.set_num_threads(snakemake.threads)
+method, folder = registered(editor).load(), Path(snakemake.input[0]).parent
+checkpoint = Path(snakemake.params.checkpoint)
+checkpoint.parent.mkdir(parents=True, exist_ok=True)
+# A training outlives a killed Snakemake; the next one waits here for it.
+with open(checkpoint.with_suffix(".lock"), "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    method.train(
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+        configure(editor, method.config_class, {**registered(editor).preset, **settings["hyperparameters"]}),
+        configure(editor, method.training_class, settings["training"]),
+        read_requests(snakemake.input.requests),
+        out=snakemake.output.editor,
+        checkpoint=checkpoint,
+        seed=snakemake.params.seed,
+    )

@@ -1,0 +1,29 @@
+rule train_editor:
+    input:
+        get_model_files("{model}"),
+        requests=get_training_requests,
+    output:
+        editor="results/editors/{model}/{method}.{key}.safetensors",
+    log:
+        "logs/train_editor/{model}/{method}.{key}.log",
+    benchmark:
+        "results/benchmarks/train_editor/{model}/{method}.{key}.jsonl"
+    conda:
+        "../../environment.yml"
+    # As with the base model, the weights depend on the number of threads.
+    threads: 2
+    params:
+        settings=get_editor_training,
+        seed=get_model_seed,
+        code=get_training_code,
+        # Snakemake removes the outputs of a killed job; training goes on from here.
+        checkpoint="results/checkpoints/editors/{model}/{method}.{key}.safetensors",
+    message:
+        "Editor of {wildcards.method} for {wildcards.model}: learns to edit, on requests that no stream uses"
+    script:
+        "../../scripts/train_editor.py"
+
+
+rule trained_editors:
+    input:
+        collect("results/editors/{path}", path=TRAINED_EDITORS),

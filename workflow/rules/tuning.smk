@@ -1,0 +1,23 @@
+rule choose:
+    input:
+        metrics=collect("results/streams/{path}/metrics.jsonl", path=study.streams),
+    output:
+        tuned=collect("config/tuned/{model}.yaml", model=sorted({trial.model for trial in study.trials})),
+        search=f"{FIGURES}/search.csv",
+    log:
+        f"logs/choose/{study.name}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        trials=get_trials(),
+        protocol=PROTOCOLS[0],
+        code=code_digest("tuning"),
+    message:
+        "Hyper-parameters: the best of each method's trials"
+    script:
+        "../../scripts/choose.py"
+
+
+rule tune:
+    input:
+        rules.choose.output,
