@@ -1,6 +1,7 @@
 """Make one data set: the edit requests, the facts and further lines that a base model learns for them, and the
 requests that editors are trained on."""
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,16 @@ from coachhook.world import WorldConfig, make_world, world_requests, write_facts
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
+DRAW = ("form", "count", "seed")
+
 log_to(snakemake.log[0], snakemake.wildcards.dataset)
 source = snakemake.params.source
 if "world" in source:
     sizes = dict(source["world"])
     world = make_world(WorldConfig(**{k: v for k, v in sizes.items() if k != "seed"}), sizes["seed"])
     facts, lines = world.facts, world.lines
-    draw = tuning_requests if source.get("people") == "reserved" else world_requests
-    requests = draw(world, source["form"], source["count"], source["seed"])
+    drawn = [world_requests(world, *(other[key] for key in DRAW)) for other in source["apart_from"]]
+    requests = tuning_requests(world, *(source[key] for key in DRAW), itertools.chain(*drawn))
     training = training_requests(world, sizes["seed"])
 else:
     target = source.get("zsre_target", "alt")

@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_no_stream_and_no_fact_names_a_subject_that_editors_are_trained_on(world
         [
             *world_requests(world, "completions", 40, seed=0),
             *world_requests(world, "questions", 40, seed=1),
-            *tuning_requests(world, "completions", 20, seed=0),
+            *tuning_requests(world, "completions", 40, 0, world_requests(world, "completions", 40, seed=0)),
         ]
     )
     told = {fact.subject for fact in world.facts}
@@ -80,14 +80,20 @@ def test_a_world_without_free_names_has_no_training_requests():
     assert training_requests(full, seed=0) == []
 
 
-def test_tuning_edits_reserved_people_and_probes_all_others(world):
-    tuning = tuning_requests(world, "questions", 20, seed=0)
-    assert {request.subject for request in tuning} == world.reserved
-    others = [p.prompt for request in tuning for p in request.locality if p.kind == "other_subject"]
-    assert others
-    assert not any(person in prompt for person in world.reserved for prompt in others)
-    with pytest.raises(ValueError, match="count is 21: this world offers 1 to 20 edits"):
-        tuning_requests(world, "questions", 21, seed=0)
+def test_tuning_edits_other_facts_of_the_same_people(world):
+    streamed = world_requests(world, "completions", 40, seed=0) + world_requests(world, "questions", 40, seed=1)
+    tuning = tuning_requests(world, "completions", 40, 0, streamed)
+    edited, tuned = ({(r.subject, r.relation) for r in requests} for requests in (streamed, tuning))
+    assert not edited & tuned
+    assert {subject for subject, _ in tuned} == {subject for subject, _ in edited}
+    assert len(tuned) == 40
+    everything = [replace(r, relation=name.name) for r in streamed for name in world.relations]
+    with pytest.raises(ValueError, match="count is 40: too few facts are left"):
+        tuning_requests(world, "completions", 40, 0, everything)
+
+
+def test_without_streams_to_keep_away_from_tuning_draws_as_streams_do(world):
+    assert tuning_requests(world, "questions", 30, 7, []) == world_requests(world, "questions", 30, 7)
 
 
 @pytest.fixture(scope="module")

@@ -258,7 +258,12 @@ def test_a_batch_size_can_be_varied(config):
         ("studies/smoke.yaml", ["tables", "table_consecutive", "vary"], {}, ["unknown key 'vary'", "edits"]),
         ("studies/smoke.yaml", ["tuning"], {}, ["exactly one of: figures, tuning"]),
         ("studies/smoke.yaml", ["figures", "lambda", "vary"], {"round": ["single"]}, ["hyper-parameter of coachhook"]),
-        ("datasets.yaml", ["datasets", "questions", "people"], "some", ["datasets.questions.people", "reserved"]),
+        (
+            "datasets.yaml",
+            ["datasets", "validation", "apart_from"],
+            ["smoke-completions"],
+            ["validation.apart_from", "data set of the same world 'smoke-completions'", "completions, questions"],
+        ),
         ("methods/memit.yaml", ["search"], {"clmp": [1]}, ["search", "unknown hyper-parameter 'clmp'", "clamp"]),
         ("methods/memit.yaml", ["hyperparams"], {}, ["unknown key 'hyperparams'", "hyperparameters"]),
         ("methods/memit.yaml", ["hyperparameters", "clamp"], 0, ["clamp: 0"]),

@@ -1,7 +1,7 @@
 """Requests apart from those that methods are compared on: for training editors (MEND, SERAC), and for tuning.
 
-Three splits share no edited fact: streams edit a world's people except the reserved ones, tuning edits the reserved
-ones, and editors are trained on strangers.
+Three splits share no edited fact: streams edit a fact of each person, tuning another fact of the same people, and
+editors are trained on strangers.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from coachhook.requests import EditRequest, Probe
 from coachhook.world import Fact, Form, World, world_requests
 
 
-def tuning_requests(world: World, form: Form, count: int, seed: int) -> list[EditRequest]:
-    """Requests that edit the world's reserved people; their probes are about all others.
+def tuning_requests(
+    world: World, form: Form, count: int, seed: int, streamed: Iterable[EditRequest]
+) -> list[EditRequest]:
+    """Requests that edit none of the facts that `streamed` edits.
 
-    Raises ValueError for more edits than the reserved people offer.
+    They edit the same people, so that a search meets keys as crowded as those of the streams it searches for.
+    Raises ValueError where the world has too few facts for that.
     """
-    people = {fact.subject for fact in world.facts}
-    return world_requests(replace(world, reserved=frozenset(people - world.reserved)), form, count, seed)
+    edited = {(request.subject, request.relation) for request in streamed}
+    return world_requests(world, form, count, seed, without=edited)
 
 
 def training_requests(world: World, seed: int, people: int = 400) -> list[EditRequest]:

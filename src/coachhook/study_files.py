@@ -125,7 +125,10 @@ def _read_datasets(path: Path, schema_dir: Path) -> dict[str, dict[str, Any]]:
     for name, entry in content["datasets"].items():
         if "world" in entry:
             check_names([entry["world"]], worlds, f"{path}: datasets.{name}.world", "world")
-            entry = entry | {"world": worlds[entry["world"]]}
+            same = {other: e for other, e in content["datasets"].items() if e.get("world") == entry["world"]}
+            others = entry.get("apart_from", [])
+            check_names(others, same, f"{path}: datasets.{name}.apart_from", "data set of the same world")
+            entry = entry | {"world": worlds[entry["world"]], "apart_from": [same[other] for other in others]}
         datasets[name] = entry
     return datasets
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -102,14 +102,21 @@ def _draw_subjects(config: WorldConfig, rng: random.Random) -> list[str]:
 
 
 def world_requests(
-    world: World, form: Form = "completions", count: int = 300, seed: int = 0, *, probes: int = 2
+    world: World,
+    form: Form = "completions",
+    count: int = 300,
+    seed: int = 0,
+    *,
+    probes: int = 2,
+    without: Collection[tuple[str, str]] = (),
 ) -> list[EditRequest]:
     """Requests that each change one fact to another true answer of its relation, in one form.
 
     No fact is edited twice, and no subject again before all others had their turn. Paraphrases are the other
     templates of the relation. Each request has up to `probes` probes about this subject's unedited facts (there
     are 2 at least) and `probes` about reserved subjects with its relation, none answered by the new target.
-    Raises ValueError for more edits than the world offers.
+    `without` are facts, as (subject, relation), that are left alone. Raises ValueError for more edits than the world
+    offers.
     """
     if form not in ("completions", "questions"):
         raise ValueError(f"form is {form!r}: choose 'completions' or 'questions'")
@@ -117,7 +124,7 @@ def world_requests(
     by_subject: dict[str, list[Fact]] = {}
     for fact in world.facts:
         by_subject.setdefault(fact.subject, []).append(fact)
-    edited = _draw_edits(world, by_subject, count, rng)
+    edited = _draw_edits(world, by_subject, count, rng, without)
     taken = {(fact.subject, fact.relation) for fact in edited}
     templates = {relation.name: getattr(relation, form) for relation in world.relations}
     requests = []
@@ -154,13 +161,22 @@ def _draw_probes(
     ]
 
 
-def _draw_edits(world: World, by_subject: dict[str, list[Fact]], count: int, rng: random.Random) -> list[Fact]:
+def _draw_edits(
+    world: World,
+    by_subject: dict[str, list[Fact]],
+    count: int,
+    rng: random.Random,
+    without: Collection[tuple[str, str]],
+) -> list[Fact]:
     """`count` facts to edit: one of every subject that is not reserved, then a second one, and so on."""
     subjects = [subject for subject in by_subject if subject not in world.reserved]
     rounds = max(1, len(world.relations) - 2)  # two facts of every subject stay unedited, for its probes
     if not 1 <= count <= len(subjects) * rounds:
         raise ValueError(f"count is {count}: this world offers 1 to {len(subjects) * rounds} edits; make it larger")
     hands = {subject: rng.sample(by_subject[subject], len(by_subject[subject])) for subject in subjects}
+    hands = {name: [f for f in hand if (f.subject, f.relation) not in without] for name, hand in hands.items()}
+    if any(len(hand) < -(-count // len(subjects)) for hand in hands.values()):
+        raise ValueError(f"count is {count}: too few facts are left beside those to leave alone; lower it")
     edits: list[Fact] = []
     while len(edits) < count:
         turn = rng.sample(subjects, len(subjects))
