@@ -15,7 +15,7 @@ from coachhook.figure_data import SCORES, collect, final
 from coachhook.journal import write_text
 from coachhook.study import Trial, setting_name
 
-_HEAD = "# Written by `snakemake tune`: of each method's trials, the values with the best mean of all scores.\n"
+_HEAD = "# Written by `snakemake tune`: of each method's trials, the values with the best harmonic mean.\n"
 
 
 class TuningError(CoachHookError, ValueError):
@@ -25,20 +25,26 @@ class TuningError(CoachHookError, ValueError):
 def search(trials: Sequence[Trial], streams: str | os.PathLike, protocol: str) -> pd.DataFrame:
     """A row per trial: model, method, setting, the scores after the last batch (means over its streams), chosen.
 
-    The best mean of reliability, generality and locality is chosen, of equal ones the first.
+    The best harmonic mean of reliability, generality and locality is chosen, of equal ones the first: by their plain
+    mean a trial that edits nothing, and so is perfectly local, beats many that edit.
     Raises StreamResultError where streams are missing, TuningError where no trial of a method has a score.
     """
     rows = []
     for trial in trials:
         scores = final(collect([Path(streams, path) for path in trial.paths], valid=False), protocol)
         means = {score: scores[score].mean() for score in (*SCORES, "mean")}
+        means["harmonic_mean"] = _harmonic_mean([means[score] for score in SCORES])
         rows.append({"model": trial.model, "method": trial.method, "setting": setting_name(trial.values), **means})
     frame = pd.DataFrame(rows).assign(chosen=False)
     for (model, method), of_method in frame.groupby(["model", "method"]):
-        if of_method["mean"].isna().all():
+        if of_method["harmonic_mean"].isna().all():
             raise TuningError(f"tuning: no trial of {method} on {model} has a score; see its streams")
-        frame.loc[of_method["mean"].idxmax(), "chosen"] = True
+        frame.loc[of_method["harmonic_mean"].idxmax(), "chosen"] = True
     return frame
+
+
+def _harmonic_mean(values: Sequence[float]) -> float:
+    return 0.0 if 0 in values else len(values) / sum(1 / value for value in values)
 
 
 def choose(trials: Sequence[Trial], found: pd.DataFrame, model: str) -> dict[str, dict[str, Any]]:
