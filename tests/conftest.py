@@ -4,6 +4,7 @@ import copy
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: nothing is looked up online
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: on models this small, threads only wait
 
 import pytest
 import torch
