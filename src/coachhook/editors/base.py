@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from coachhook.architectures import ModelParts
 from coachhook.covariance import Covariance
 from coachhook.edit_request import EditRequest
+from coachhook.hooks import HookLayers
 
 
 class MethodConfig(BaseModel):
@@ -106,6 +107,25 @@ class Method(ABC):
     def z_scores(self, texts: Sequence[str]) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Layer, z-scores (batch, time) and mask of real tokens; methods without hook layers have none."""
         return iter(())
+
+
+class HookLayerMethod(Method):
+    """A method whose edits are the ΔW of hook layers."""
+
+    hooks: HookLayers
+
+    def reset(self) -> None:
+        for hook in self.hooks:
+            hook.reset()
+
+    def disabled(self) -> AbstractContextManager[None]:
+        return self.hooks.modes("off")
+
+    def close(self) -> None:
+        self.hooks.close()
+
+    def state_bytes(self) -> int:
+        return self.hooks.state_bytes()
 
 
 class TrainedMethod(Method):

@@ -6,7 +6,6 @@ The trained copy is a hook layer's ΔW, so the base weights stay as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Literal
 
@@ -19,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from coachhook.architectures import ModelParts
 from coachhook.edit_request import EditRequest
 from coachhook.editors.answers import AnswerBatch
-from coachhook.editors.base import Method, MethodConfig, Update
+from coachhook.editors.base import HookLayerMethod, MethodConfig, Update
 from coachhook.gates import NoGate
 from coachhook.hooks import HookLayers
 
@@ -97,7 +96,7 @@ class FineTuningConfig(MethodConfig):
     )
 
 
-class FineTuning(Method):
+class FineTuning(HookLayerMethod):
     """Each batch goes on training the same ΔW, with a fresh Adam; its effect is everywhere (no gate)."""
 
     config_class = FineTuningConfig
@@ -127,19 +126,6 @@ class FineTuning(Method):
     def replay(self, update: Update) -> None:
         for hook in self.hooks:
             hook.add(update.tensors[f"delta.{hook.layer}"].to(hook.device))
-
-    def reset(self) -> None:
-        for hook in self.hooks:
-            hook.reset()
-
-    def disabled(self) -> AbstractContextManager[None]:
-        return self.hooks.modes("off")
-
-    def close(self) -> None:
-        self.hooks.close()
-
-    def state_bytes(self) -> int:
-        return self.hooks.state_bytes()
 
     def _train(self, requests: Sequence[EditRequest], before: dict[int, Tensor], trained: dict[int, Tensor]) -> None:
         config, limit = self.config, self.config.norm_constraint

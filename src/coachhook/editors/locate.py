@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import ClassVar
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from coachhook.contexts import generate_prefixes
 from coachhook.covariance import Covariance
 from coachhook.edit_request import EditRequest
-from coachhook.editors.base import Method, MethodConfig, Update
+from coachhook.editors.base import HookLayerMethod, MethodConfig, Update
 from coachhook.gates import Gate, NoGate
 from coachhook.hooks import HookLayers
 from coachhook.keys import KeyPrompts, LayerSweep
@@ -45,7 +44,7 @@ class LocateConfig(MethodConfig):
         return TargetSettings(self.target_steps, self.target_lr, self.clamp, self.kl_factor, self.weight_decay)
 
 
-class LocateThenEdit(Method):
+class LocateThenEdit(HookLayerMethod):
     """Targets for a whole batch, then every layer's ΔW from its keys and residuals; a method says how (`_solve`).
 
     A step is kept as `left.<layer>` (d×u) and `right.<layer>` (m×u), Δ = left · rightᵀ, and `keys.<layer>` (m×u)
@@ -89,20 +88,11 @@ class LocateThenEdit(Method):
                 self._remember(hook.layer, step["keys"])
 
     def reset(self) -> None:
+        super().reset()
         for hook in self.hooks:
-            hook.reset()
             hook.gate = self._gate()
             if self._covariance is not None:
                 self._forget(hook.layer)
-
-    def disabled(self) -> AbstractContextManager[None]:
-        return self.hooks.modes("off")
-
-    def close(self) -> None:
-        self.hooks.close()
-
-    def state_bytes(self) -> int:
-        return self.hooks.state_bytes()
 
     @abstractmethod
     def _prepare(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Float
@@ -20,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from coachhook.architectures import ModelParts
 from coachhook.edit_request import EditRequest
 from coachhook.editors.answers import AnswerBatch
-from coachhook.editors.base import MethodConfig, TrainedMethod, Update
+from coachhook.editors.base import HookLayerMethod, MethodConfig, TrainedMethod, Update
 from coachhook.editors.mend_network import MendNetwork, MendTraining, TokenGradients
 from coachhook.editors.trained_editor import TrainedEditorError, read_trained_editor
 from coachhook.editors.training import train_editor
@@ -34,7 +33,7 @@ class MendConfig(MethodConfig):
     edit_scale: float = Field(1.0, gt=0, description="factor on the learnt edit learning rates")
 
 
-class Mend(TrainedMethod):
+class Mend(HookLayerMethod, TrainedMethod):
     """ΔW_l ← ΔW_l − α_l Σ δ̃ ũᵀ over the tokens of a batch, the gradient being that of the model as edited so far."""
 
     config_class = MendConfig
@@ -72,19 +71,6 @@ class Mend(TrainedMethod):
                 left, right = (update.tensors[f"{name}.{hook.layer}"].to(hook.device) for name in ("left", "right"))
                 delta = left @ right.T
             hook.add(delta)
-
-    def reset(self) -> None:
-        for hook in self.hooks:
-            hook.reset()
-
-    def disabled(self) -> AbstractContextManager[None]:
-        return self.hooks.modes("off")
-
-    def close(self) -> None:
-        self.hooks.close()
-
-    def state_bytes(self) -> int:
-        return self.hooks.state_bytes()
 
     @classmethod
     def train(

@@ -7,7 +7,7 @@ Legend: h key (m) and g gradient of the loss by the module's output (d), at each
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from coachhook.edit_request import EditRequest
 from coachhook.editors.answers import AnswerBatch
-from coachhook.editors.base import Method, MethodConfig, Update
+from coachhook.editors.base import HookLayerMethod, MethodConfig, Update
 from coachhook.gates import NoGate
 from coachhook.hooks import HookLayers
 from coachhook.tokens import batches_by_length, encode_answers
@@ -75,7 +75,7 @@ def ridge_update(
     return (left, keys) if tokens * (width + depth) < width * depth else (left @ keys,)
 
 
-class UltraEdit(Method):
+class UltraEdit(HookLayerMethod):
     """All layers from one pass: v = −η ‖ĥ‖² ĝ per target token, Δᵀ = (HᵀH + I)⁻¹ Hᵀ V, W_h += Δ.
 
     A stream's very first batch changes nothing if it has one target token in all: its standardised values are zero.
@@ -116,19 +116,8 @@ class UltraEdit(Method):
             self._moments[hook.layer] = RunningMoments(update.info["tokens"], mean, squares)
 
     def reset(self) -> None:
-        self._moments = {}
-        for hook in self.hooks:
-            hook.reset()
-            self._moments[hook.layer] = RunningMoments.empty(sum(hook.dense().shape), hook.device)
-
-    def disabled(self) -> AbstractContextManager[None]:
-        return self.hooks.modes("off")
-
-    def close(self) -> None:
-        self.hooks.close()
-
-    def state_bytes(self) -> int:
-        return self.hooks.state_bytes()
+        super().reset()
+        self._moments = {hook.layer: RunningMoments.empty(sum(hook.dense().shape), hook.device) for hook in self.hooks}
 
     def _observe(self, requests: Sequence[EditRequest]) -> dict[int, tuple[Tensor, Tensor]]:
         """h (n×m) and g (n×d) of each layer, at the places whose logits are to give a target token.
