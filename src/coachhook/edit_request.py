@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 
 from coachhook.errors import CoachHookError
 
-PROBE_KINDS = ("other_subject", "same_subject")
+LOCALITY_KINDS = ("other_subject", "same_subject")
+PORTABILITY = "portability"
+PROBE_KINDS = (*LOCALITY_KINDS, PORTABILITY)
 
 
 class RequestError(CoachHookError, ValueError):
@@ -41,6 +43,8 @@ def checked_text(value: object, field: str, advice: str, case_id=None) -> str:
 class Probe:
     """A full prompt whose answer no edit may change; `kind` says whether it is about an edited subject.
 
+    Of kind "portability" its answer is not to stay, but follows from the edit.
+
     Raises RequestError for text that is empty or no text, and for an unknown kind.
     """
 
@@ -49,8 +53,9 @@ class Probe:
     kind: str = "other_subject"
 
     def __post_init__(self):
-        checked_text(self.prompt, "locality prompt", "give the probe's full text")
-        answer = checked_text(self.answer, "locality answer", "give the answer that must not change")
+        field = PORTABILITY if self.kind == PORTABILITY else "locality"
+        checked_text(self.prompt, f"{field} prompt", "give the probe's full text")
+        answer = checked_text(self.answer, f"{field} answer", "give the answer that is right after the edit")
         object.__setattr__(self, "answer", answer.lstrip())
         if self.kind not in PROBE_KINDS:
             raise RequestError(f"{quoted(self.kind)} is unknown; use one of {PROBE_KINDS}", "locality kind")
@@ -62,7 +67,8 @@ class EditRequest:
 
     prompt, paraphrases: a template with one "{}" where the subject goes, or text in which the subject stands
     (a paraphrase may lack it). target_new, target_true: the new and the old answer, without a leading space.
-    locality: probes. relation: the property edited, where known. superseded: a later request contradicts it.
+    locality: probes of what must stay. portability: probes of what follows from the edit. relation: the property
+    edited, where known. superseded: a later request contradicts it.
     """
 
     subject: str
@@ -71,6 +77,7 @@ class EditRequest:
     target_true: str | None = None
     paraphrases: tuple[str, ...] = ()
     locality: tuple[Probe, ...] = ()
+    portability: tuple[Probe, ...] = ()
     case_id: int | str | None = None
     relation: str | None = None
     superseded: bool = False
@@ -80,15 +87,18 @@ class EditRequest:
         checked_text(self.subject, "subject", "give the name the fact is about", self.case_id)
         self._check_template(self.prompt, "prompt")
         self.subject_span(self.text)
-        for field in ("paraphrases", "locality"):
+        for field in ("paraphrases", "locality", "portability"):
             if isinstance(getattr(self, field), str) or not isinstance(getattr(self, field), Sequence):
                 raise RequestError(f"{quoted(getattr(self, field))} is not a list", field, self.case_id)
             object.__setattr__(self, field, tuple(getattr(self, field)))
         for paraphrase in self.paraphrases:
             self._check_template(paraphrase, "paraphrases")
-        for probe in self.locality:
-            if not isinstance(probe, Probe):
-                raise RequestError(f"{quoted(probe)} is not a Probe", "locality", self.case_id)
+        for field, kinds in (("locality", LOCALITY_KINDS), ("portability", (PORTABILITY,))):
+            for probe in getattr(self, field):
+                if not isinstance(probe, Probe):
+                    raise RequestError(f"{quoted(probe)} is not a Probe", field, self.case_id)
+                if probe.kind not in kinds:
+                    raise RequestError(f"its kind is {probe.kind!r}; use one of {kinds}", field, self.case_id)
         self._check_targets()
 
     def _check_labels(self):

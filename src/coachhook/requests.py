@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from coachhook.edit_request import EditRequest, Probe, RequestError, checked_text, mark_superseded, quoted
+from coachhook.edit_request import PORTABILITY, EditRequest, Probe, RequestError, checked_text, mark_superseded, quoted
 
 __all__ = ["EditRequest", "Probe", "RequestError", "mark_superseded", "read_requests", "write_requests"]
 
@@ -133,13 +133,15 @@ def _parse_own(record: dict, zsre_target: str) -> EditRequest:
     _refuse_unknown(record, EditRequest)
     for key in ("subject", "prompt", "target_new"):
         _get(record, key)
-    probes = []
-    for probe in _list(record.get("locality", []), "locality"):
-        _refuse_unknown(_object(probe, "locality"), Probe, "locality ")
-        for key in ("prompt", "answer"):
-            _get(probe, key, "locality ")
-        probes.append(Probe(**probe))
-    return EditRequest(**{**record, "locality": probes})
+    probes = {}
+    for field, kind in (("locality", {}), (PORTABILITY, {"kind": PORTABILITY})):
+        probes[field] = []
+        for probe in _list(record.get(field, []), field):
+            _refuse_unknown(_object(probe, field), Probe, f"{field} ")
+            for key in ("prompt", "answer"):
+                _get(probe, key, f"{field} ")
+            probes[field].append(Probe(**{**kind, **probe}))
+    return EditRequest(**{**record, **probes})
 
 
 def _parse_flat(record: dict, zsre_target: str) -> EditRequest:
