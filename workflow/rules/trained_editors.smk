@@ -10,8 +10,8 @@ rule train_editor:
         "results/benchmarks/train_editor/{model}/{method}.{key}.jsonl"
     conda:
         "../../environment.yml"
-    # As with the base model, the weights depend on the number of threads.
-    threads: 2
+    # Batches are too small for a second thread to be of use; other jobs run beside it.
+    threads: 1
     params:
         settings=get_editor_training,
         seed=get_model_seed,
