@@ -24,7 +24,7 @@ from coachhook.edit_request import EditRequest, RequestError, mark_superseded
 from coachhook.editor import Editor
 from coachhook.evaluation import Evaluation
 from coachhook.journal import pack_step, read_step, step_path, write_bytes, write_text
-from coachhook.metrics import PROTOCOLS, questions
+from coachhook.metrics import check_protocol, questions
 
 logger = logging.getLogger(__name__)
 _CHECKPOINT_FILE = re.compile(
@@ -101,8 +101,7 @@ def run_stream(
         CoachHookError: bad input, before any work.
     """
     for protocol in config.protocols:
-        if protocol not in PROTOCOLS:
-            raise RequestError(f"protocol {protocol!r} is unknown; use one of {', '.join(PROTOCOLS)}")
+        check_protocol(protocol)
     stream = draw_requests(requests, config.edits, config.seed)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
