@@ -155,23 +155,31 @@ class EditRequest:
         raise RequestError(problem, "prompt", self.case_id)
 
 
-def mark_superseded(requests: Iterable[EditRequest]) -> list[EditRequest]:
-    """The same requests in order, `superseded` where a later one gives the same fact a different target.
+def fact_keys(request: EditRequest) -> tuple[tuple[str, str, str], ...]:
+    """What names the fact that a request edits; two requests that share one of these edit the same fact.
 
-    The same fact: the same subject, and the same filled-in prompt or relation. Where no relation is known,
-    the old answer stands for it: ZsRE asks for one fact in several wordings.
+    The subject, with the filled-in prompt or the relation. Where no relation is known, the old answer stands for
+    it: ZsRE asks for one fact in several wordings.
+    """
+    keys = [("prompt", request.subject, request.text)]
+    if request.relation is not None:
+        keys.append(("relation", request.subject, request.relation))
+    elif request.target_true is not None:
+        keys.append(("true answer", request.subject, request.target_true.strip()))
+    return tuple(keys)
+
+
+def mark_superseded(requests: Iterable[EditRequest]) -> list[EditRequest]:
+    """The same requests in order, `superseded` exactly where a later one gives the same fact a different target.
+
+    Marks from elsewhere go: in a part of a stream other requests are superseded. The same fact: `fact_keys`.
     """
     later_targets: dict[tuple[str, str, str], set[str]] = {}
     marked = []
     for request in reversed(list(requests)):
-        facts = [("prompt", request.subject, request.text)]
-        if request.relation is not None:
-            facts.append(("relation", request.subject, request.relation))
-        elif request.target_true is not None:
-            facts.append(("true answer", request.subject, request.target_true.strip()))
         target = request.target_new.strip()
-        contradicted = any(later_targets.get(fact, set()) - {target} for fact in facts)
-        marked.append(replace(request, superseded=True) if contradicted else request)
-        for fact in facts:
+        contradicted = any(later_targets.get(fact, set()) - {target} for fact in fact_keys(request))
+        marked.append(request if request.superseded == contradicted else replace(request, superseded=contradicted))
+        for fact in fact_keys(request):
             later_targets.setdefault(fact, set()).add(target)
     return marked[::-1]
