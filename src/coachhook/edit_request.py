@@ -100,13 +100,13 @@ class EditRequest:
         self._check_labels()
         checked_text(self.subject, "subject", "give the name the fact is about", self.case_id)
         self._check_template(self.prompt, "prompt")
-        self.subject_span(self.text)
         for field in ("paraphrases", "locality", "portability"):
             if isinstance(getattr(self, field), str) or not isinstance(getattr(self, field), Sequence):
                 raise RequestError(f"{quoted(getattr(self, field))} is not a list", field, self.case_id)
             object.__setattr__(self, field, tuple(getattr(self, field)))
         for paraphrase in self.paraphrases:
             self._check_template(paraphrase, "paraphrases")
+        self.subject_span(self.text)
         for field, kinds in (("locality", LOCALITY_KINDS), ("portability", (PORTABILITY,))):
             for probe in getattr(self, field):
                 if not isinstance(probe, Probe):

@@ -14,15 +14,20 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    XetDownloadError,
 )
 
 from coachhook.errors import CoachHookError
 
 _PROBLEMS = (  # the first that fits; subclasses come before their bases
-    (LocalEntryNotFoundError, "not in the cache, and the hub cannot be reached; go online, or use a copy as a local file"),
+    (
+        LocalEntryNotFoundError,
+        "not in the cache, and the hub cannot be reached; go online, or use a copy as a local file",
+    ),
     (GatedRepoError, "the data set is gated; accept its terms on the hub, and log in with `hf auth login`"),
     (RepositoryNotFoundError, "the hub has no such data set, or it is private; check its id, or log in"),
     (RevisionNotFoundError, "the data set has no such revision; copy a commit hash from its history on the hub"),
@@ -50,7 +55,7 @@ def fetch_requests(
             raise HubFileError(f"{where}: {name}: {value!r} is not {digits} hexadecimal digits; give the full hash")
     try:
         path = Path(hf_hub_download(hub_id, file, repo_type="dataset", revision=revision, cache_dir=cache_dir))
-    except (EntryNotFoundError, HFValidationError, OSError) as error:
+    except (EntryNotFoundError, HFValidationError, HTTPError, OSError, XetDownloadError) as error:
         known = (problem for kind, problem in _PROBLEMS if isinstance(error, kind))
         problem = next(known, f"it cannot be fetched ({' '.join(str(error).split())}); try again")
         raise HubFileError(f"{where}: {problem}") from None

@@ -24,9 +24,11 @@ def is_keyword_lists(record: dict) -> bool:
 def split_lists(lists: dict) -> list[dict]:
     """One record per request; a single text stands for a list of one, and null for nothing.
 
-    Raises RequestError for a list that has not one entry per prompt.
+    Raises RequestError where there is no prompt, and for a list that has not one entry per prompt.
     """
     count = len(lists["prompts"]) if isinstance(lists["prompts"], list) else 1
+    if not count:
+        raise RequestError("it is empty; give at least one prompt", "prompts")
     columns = {ours: _column(lists.get(theirs), count, theirs) for theirs, ours in _COLUMNS.items()}
     records = [_present(columns, i) for i in range(count)]
     for theirs, ours in _GROUPS.items():

@@ -144,11 +144,11 @@ def _parse_rome(record: dict, reading: Reading) -> list[EditRequest]:
 
 def _parse_rewrite(rewrite: object, field: str, record: dict, reading: Reading) -> EditRequest:
     rewrite, inside = as_object(rewrite, field), f"{field}."
-    subject, prompt = required(rewrite, "subject", inside), required(rewrite, "prompt", inside)
     new, true = (
         required(as_object(required(rewrite, key, inside), inside + key), "str", f"{inside}{key}.")
         for key in ("target_new", "target_true")
     )
+    subject, prompt = required(rewrite, "subject", inside), required(rewrite, "prompt", inside)
     paraphrases = as_list(record.get("paraphrase_prompts", []), "paraphrase_prompts")
     asked = [rewrite["question"]] if rewrite.get("question") else []
     portability = reading.answered(portability_probes(record.get(PORTABILITY)))

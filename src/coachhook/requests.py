@@ -17,7 +17,7 @@ from coachhook.edit_request import EditRequest, Probe, RequestError, mark_supers
 from coachhook.logs import logger
 from coachhook.request_files import read_records
 from coachhook.request_formats import Reading, parse
-from coachhook.whole_files import write_text
+from coachhook.whole_files import write_bytes, write_text
 
 __all__ = [
     "EditRequest",
@@ -43,7 +43,7 @@ def write_refused(refused: Iterable[RequestError], path: str | os.PathLike) -> N
     table = csv.writer(text, lineterminator="\n")
     table.writerow(_REFUSED_COLUMNS)
     table.writerows([getattr(error, column) for column in _REFUSED_COLUMNS] for error in refused)
-    write_text(path, text.getvalue())
+    write_bytes(path, text.getvalue().encode(errors="backslashreplace"))  # a key may hold half of a character
 
 
 def read_requests(
