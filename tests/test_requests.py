@@ -1,10 +1,12 @@
+import csv
 import gzip
 import json
-from pathlib import Path
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from request_records import FLAT, OWN, ROME, ZSRE, written
 
 from coachhook.requests import (
     EditRequest,
@@ -12,54 +14,9 @@ from coachhook.requests import (
     RequestError,
     mark_superseded,
     read_requests,
+    write_refused,
     write_requests,
 )
-
-REAL = Path(__file__).parents[2] / "shared" / "data"
-OWN = {"subject": "Ada Lovelace", "prompt": "{} was born in", "target_new": "Paris", "target_true": "London"}
-FLAT = {
-    "case_id": 7,
-    "prompt": "Ada Lovelace was born in",
-    "target_new": " Paris",
-    "subject": "Ada Lovelace",
-    "ground_truth": "London",
-    "rephrase_prompt": "Ada Lovelace comes from",
-    "locality_prompt": "Alan Turing was born in",
-    "locality_ground_truth": "London",
-}
-ROME = {
-    "case_id": 3,
-    "requested_rewrite": {
-        "prompt": "{} was born in",
-        "relation_id": "P19",
-        "target_new": {"str": "Paris", "id": "Q90"},
-        "target_true": {"str": "London", "id": "Q84"},
-        "subject": "Ada Lovelace",
-    },
-    "paraphrase_prompts": ["A {stray brace. Ada Lovelace comes\nfrom"],
-    "neighborhood_prompts": ["Alan Turing was born in"],
-}
-ZSRE = {
-    "subject": "Ada Lovelace",
-    "src": "Where was Ada Lovelace born?",
-    "rephrase": "What is the birthplace of ada lovelace?",
-    "alt": " Paris",
-    "answers": ["London", "England"],
-    "loc": "nq question: who sang it",
-    "loc_ans": "Nina Simone",
-}
-
-
-def written(tmp_path, content, name="requests.json"):
-    path = tmp_path / name
-    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    return path
-
-
-def real(name):
-    if not (REAL / name).exists():
-        pytest.skip(f"{name} is not beside this checkout (shared/data)")
-    return REAL / name
 
 
 def test_texts_are_filled_in_and_stray_braces_kept():
@@ -107,6 +64,7 @@ def test_targets_lose_their_leading_space():
         ({"paraphrases": "one text"}, "paraphrases", "'one text' is not a list"),
         ({"paraphrases": ["{} {}"]}, "paraphrases", 'more than one "{}"'),
         ({"paraphrases": [""]}, "paraphrases", "it is empty"),
+        ({"paraphrases": [True]}, "paraphrases", "True is not text"),
         ({"locality": 1}, "locality", "1 is not a list"),
         ({"case_id": [1]}, "case_id", "neither a number nor text"),
         ({"relation": 5}, "relation", "5 is not text"),
@@ -172,7 +130,7 @@ def test_a_bad_record_is_refused_or_listed(tmp_path, record, words):
         (json.dumps([OWN, OWN])[:-30], "no valid JSON at line 1, column"),
         (json.dumps([OWN], indent=1)[:-30], "no valid JSON at line 6, column"),
         (json.dumps(OWN) + "\n" + json.dumps(OWN)[:-4], "no valid JSON at line 2, column"),
-        (json.dumps({"en": OWN}), "not a list; put the requests between [ and ]"),
+        (json.dumps("text"), "not a list; put the requests between [ and ]"),
         ("3", "it holds 3, not a list"),
     ],
 )
@@ -257,6 +215,33 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_refused_records_are_written_with_the_reason(tmp_path):
+    path, refused = written(tmp_path, [{**FLAT, "prompt": "She, \n who?"}, OWN, "x", {**OWN, "\ud800": 1}]), []
+    read_requests(path, refused=refused)
+    write_refused(refused, tmp_path / "refused.csv")
+    with (tmp_path / "refused.csv").open(newline="", encoding="utf-8") as table:
+        header, first, *others = csv.reader(table)
+    assert header == ["record", "case_id", "field", "problem", "file"]
+    assert first == ["1", "7", "prompt", refused[0].problem, str(path)]
+    assert "does not stand in 'She, \\n who?'" in refused[0].problem
+    assert [row[:3] for row in others] == [["3", "", ""], ["4", "", "\\ud800"]]
+    write_refused([], tmp_path / "refused.csv")
+    assert (tmp_path / "refused.csv").read_text() == "record,case_id,field,problem,file\n"
+
+
+@given(st.text("aB_é1 -İ", min_size=1), st.text("aB_é1 -İ"))
+def test_subjects_are_found_as_whole_words_first(subject, text):
+    """The literal search: exactly before another case, a whole word before a part of one."""
+    patterns = [rf"(?<!\w){re.escape(subject)}(?!\w)", re.escape(subject)]
+    found = (re.search(pattern, text, flags) for flags in (re.NOFLAG, re.IGNORECASE) for pattern in patterns)
+    expected = next((match.span() for match in found if match), None)
+    request = EditRequest(subject if subject.strip() else "x", "{}", "y")
+    try:
+        assert request.subject_span(text) == expected or not subject.strip() or text == subject
+    except RequestError:
+        assert expected is None or not subject.strip()
+
+
 def test_superseded_requests_are_marked():
     def request(subject, target, prompt="{} was born in", **fields):
         return EditRequest(subject, prompt, target, **fields)
@@ -275,27 +260,3 @@ def test_superseded_requests_are_marked():
     marked = mark_superseded(stream)
     assert [entry.superseded for entry in marked] == [True, *[False] * 3, True, *[False] * 2, True, False]
     assert [entry.prompt for entry in marked] == [entry.prompt for entry in stream]
-
-
-@pytest.mark.parametrize(
-    ("name", "target", "count", "refused_count", "superseded"),
-    [
-        ("counterfact-edit.json", "alt", 2000, 0, 5),
-        ("counterfact.json", "alt", 600, 0, 0),
-        ("zsre_mend_eval.json", "alt", 679, 21, 166),
-        ("zsre_mend_eval.json", "answers", 700, 0, 0),
-    ],
-)
-def test_real_files(name, target, count, refused_count, superseded):
-    refused = []
-    requests = read_requests(real(name), zsre_target=target, refused=refused)
-    assert (len(requests), len(refused)) == (count, refused_count)
-    assert all("already a true answer" in str(error) for error in refused)
-    assert sum(entry.superseded for entry in mark_superseded(requests)) == superseded
-    paraphrases, probes = (2, 10) if name == "counterfact.json" else (1, 1)
-    for request in requests:
-        start, end = request.subject_span(request.text)
-        assert request.text[start:end].lower() == request.subject.lower()
-        assert (len(request.paraphrases), len(request.locality)) == (paraphrases, probes)
-        assert not request.target_new.startswith(" ")
-        assert not any(probe.prompt.startswith("nq question") for probe in request.locality)
