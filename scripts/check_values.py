@@ -9,7 +9,7 @@ from coachhook.hyperparameters import configure, registered
 from coachhook.study import load_study
 
 checked = set()
-for stream in load_study(sys.argv[1], Path("config"), Path("workflow/schemas")).streams.values():
+for stream in load_study(sys.argv[1], Path("config"), Path("workflow/schemas"), "tiny" in sys.argv[2:]).streams.values():
     settings = json.dumps([stream.editor, stream.hyperparameters, stream.training])
     if settings in checked:
         continue

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import random
 import re
 import time
 from collections.abc import Sequence
@@ -16,15 +15,16 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coachhook.base_answers import base_answers
 from coachhook.cost import StepCost, measure_forward, write_costs, write_step_cost
-from coachhook.edit_request import EditRequest, RequestError, mark_superseded
+from coachhook.edit_request import EditRequest, RequestError
 from coachhook.editor import Editor
 from coachhook.evaluation import Evaluation
 from coachhook.journal import pack_step, read_step, step_path, write_bytes, write_text
+from coachhook.loading import load_base_model
 from coachhook.metrics import PROTOCOLS, questions
+from coachhook.stream_draw import draw_requests
 
 logger = logging.getLogger(__name__)
 _CHECKPOINT_FILE = re.compile(
@@ -59,17 +59,6 @@ class StreamConfig(BaseModel):
         return sorted({*range(every, last + 1, every), last})
 
 
-def draw_requests(requests: Sequence[EditRequest], count: int, seed: int) -> list[EditRequest]:
-    """`count` of the requests in an order drawn from `seed`, with `superseded` marked for that order.
-
-    Raises:
-        RequestError: there are fewer.
-    """
-    if count > len(requests):
-        raise RequestError(f"the stream wants {count} edits, the data set has {len(requests)}; lower edits")
-    return mark_superseded(random.Random(seed).sample(list(requests), count))
-
-
 def run_stream(
     config: StreamConfig,
     requests: Sequence[EditRequest],
@@ -82,6 +71,7 @@ def run_stream(
     trained_editor: str | os.PathLike | None = None,
     base_answers_dir: str | os.PathLike | None = None,
     device: str = "auto",
+    device_map: str | None = None,
 ) -> None:
     """Edit and evaluate one stream; write `metrics.jsonl`, `records.parquet`, `cost.jsonl` (and `zscores.parquet`).
 
@@ -95,7 +85,7 @@ def run_stream(
         code: identity of the program, part of the checkpoint's identity.
         trained_editor: file of the trained editor, for methods that need one.
         base_answers_dir: where the base model's answers are kept for other streams of the same requests.
-        device: where the model runs; "auto" is the GPU where there is one.
+        device, device_map: where the model runs, see `load_base_model`.
 
     Raises:
         CoachHookError: bad input, before any work.
@@ -104,15 +94,12 @@ def run_stream(
         if protocol not in PROTOCOLS:
             raise RequestError(f"protocol {protocol!r} is unknown; use one of {', '.join(PROTOCOLS)}")
     stream = draw_requests(requests, config.edits, config.seed)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(model_dir).to(device)
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    model, tokenizer = load_base_model(model_dir, device, device_map)
     settings = {"seed": config.seed, **config.hyperparameters}
     model_bytes = sum(parameter.nbytes for parameter in model.parameters())
     editor = Editor(model, tokenizer, config.method, covariance, trained_editor=trained_editor, **settings)
     editor.check(stream)
-    model_identity = _model_identity(model_dir, device)
+    model_identity = _model_identity(model_dir, device_map or model.device.type)
     identity = _identity(config, stream, model_identity, [covariance, trained_editor], code)
     checkpoint = _open_checkpoint(Path(checkpoint_dir), identity)
     asked = questions(stream)
