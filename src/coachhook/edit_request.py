@@ -39,6 +39,20 @@ def checked_text(value: object, field: str, advice: str, case_id=None) -> str:
     return value
 
 
+def _find_word(word: str, text: str) -> int:
+    """Where `word` first stands in `text` as a whole word, else as a part of one; -1 where it does not.
+
+    No regular expression: compiling one per request would take most of the time of reading a large file.
+    """
+    start = first = text.find(word)
+    while start >= 0:
+        around = text[max(start - 1, 0) : start] + text[start + len(word) : start + len(word) + 1]
+        if not any(character.isalnum() or character == "_" for character in around):
+            return start
+        start = text.find(word, start + 1)
+    return first
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
     """A full prompt whose answer no edit may change; `kind` says whether it is about an edited subject.
@@ -146,11 +160,12 @@ class EditRequest:
             if "{}" in template and template.replace("{}", self.subject) == text:
                 start = template.index("{}")
                 return start, start + len(self.subject)
+        if (start := _find_word(self.subject, text)) >= 0:
+            return start, start + len(self.subject)
         subject = re.escape(self.subject)
-        for flags in (re.NOFLAG, re.IGNORECASE):
-            for pattern in (rf"(?<!\w){subject}(?!\w)", subject):
-                if found := re.search(pattern, text, flags):
-                    return found.span()
+        for pattern in (rf"(?<!\w){subject}(?!\w)", subject):
+            if found := re.search(pattern, text, re.IGNORECASE):
+                return found.span()
         problem = f'the subject {quoted(self.subject)} does not stand in {quoted(text)}; write it there, or "{{}}"'
         raise RequestError(problem, "prompt", self.case_id)
 
