@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coachhook.hub_models import build_model, fetch_model
+from coachhook.hub_models import build_model, fetch_model, request_texts
 from coachhook.logs import log_to
 from coachhook.requests import read_requests
 
@@ -17,5 +17,4 @@ if "hub" in source:
     fetch_model(source.pop("hub"), source.pop("revision"), folder, **source)
 else:
     requests = [request for path in snakemake.input.examples for request in read_requests(path)]
-    texts = [f"{text} {answer}" for request in requests for text, answer in request.said()]
-    build_model(source["config"], texts, folder, dtype=source["dtype"], seed=seed)
+    build_model(source["config"], request_texts(requests), folder, dtype=source["dtype"], seed=seed)

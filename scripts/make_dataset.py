@@ -43,10 +43,12 @@ else:
     records = read(source, refused, *filter(None, [source.get("file")]))
     requests = resolve_contradictions(records, source.get("contradictions", "keep"))
     logger.info("%d of %d requests left by the policy on contradictions", len(requests), len(records))
-    training = read(source["training"], [], *snakemake.params.training) if snakemake.params.training else []
-    training = requests_apart(training, requests)
+    others = source.get("training", {})
+    there = [name for name in [others.get("file")] if name and Path(snakemake.params.records, name).exists()]
+    training = requests_apart(read(others, [], *there), requests)
 if "facts" in source:
-    known = FACTS[source["facts"]](requests, read(source, refused, *source.get("more_facts", ())), seed=0)
+    further = read({}, refused, *source.get("more_facts", ()))
+    known = FACTS[source["facts"]](requests, further, seed=0)
     facts, lines, requests = known.facts, known.lines, known.requests
     training = training_requests_from_facts(facts, requests, seed=0)
     logger.info("%.0f %% of the targets can be reached", 100 * known.reachable_share)

@@ -11,11 +11,12 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coachhook.edit_request import EditRequest
 from coachhook.errors import CoachHookError
 from coachhook.journal import write_text
 
@@ -99,6 +100,16 @@ def build_model(
     write_text(out / "text.txt", "".join(f"{document}\n" for document in documents))
     files = {path.name: _describe(path) for path in sorted(out.iterdir()) if path.name != "source.json"}
     write_source(out, {"config": dict(config), "dtype": dtype, "seed": seed, "files": files})
+
+
+def request_texts(requests: Iterable[EditRequest]) -> list[str]:
+    """Every prompt of the requests with every answer that it is to get or to keep."""
+    texts = []
+    for request in requests:
+        answers = filter(None, (request.target_new, request.target_true))
+        texts += [f"{text} {answer}." for answer in answers for text in (request.text, *request.paraphrase_texts)]
+        texts += [f"{probe.prompt} {probe.answer}." for probe in (*request.locality, *request.portability)]
+    return texts
 
 
 def write_source(out: Path, source: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import yaml
 from snakemake.exceptions import WorkflowError
 
 from coachhook import resources
@@ -16,6 +17,8 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.ge
 
 SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
 
+config["tiny"] = yaml.safe_load(str(config["tiny"]))  # on the command line `true` is text
+
 try:
     check_config(config, SCHEMAS)
     study = load_study(config["study"], Path("config"), SCHEMAS, config["tiny"])
@@ -23,7 +26,7 @@ except StudyError as error:
     raise WorkflowError(str(error)) from None
 
 RECORDS = Path("data/examples" if config["tiny"] else config["records"])
-CONFIG = [f"{name}={str(value).lower() if name == 'tiny' else value}" for name, value in config.items()]
+CONFIG = [f"{name}={value}" for name, value in config.items()]
 # A model trained here names the data set whose facts it learns; all others are fetched, or with tiny=true built.
 TRAINED_MODELS = [name for name, entry in study.models.items() if "dataset" in entry]
 FETCHED_MODELS = [name for name in study.models if name not in TRAINED_MODELS]
@@ -87,10 +90,11 @@ def get_example_files(wildcards):
     return sorted(files)
 
 
-def request_paths(dataset):
+def request_paths(dataset, with_training=True):
     """A data set's request files: the edited ones, further facts, and those that editors are trained on."""
     source = study.datasets[dataset]
-    names = [source.get("file"), *source.get("more_facts", ()), source.get("training", {}).get("file")]
+    names = [source.get("file"), *source.get("more_facts", ())]
+    names += [source.get("training", {}).get("file")] if with_training else []
     return [RECORDS / name for name in names if name]
 
 
@@ -255,10 +259,13 @@ def check_values():
 
 def check_records():
     """Ask for request files that data sets still have to be made from."""
-    wanted = {stream.dataset for stream in study.streams.values()} | {draw.dataset for draw in study.draws}
-    wanted |= {study.models[stream.model].get("dataset", stream.dataset) for stream in study.streams.values()}
+    streams = study.streams.values()
+    wanted = {study.models[stream.model].get("dataset", stream.dataset) for stream in streams}
+    wanted |= {stream.dataset for stream in streams} | {draw.dataset for draw in study.draws}
+    learnt = {stream.trained_on for stream in streams if stream.training is not None}
     for dataset in sorted(wanted):
-        missing = [path for path in request_paths(dataset) if not path.exists()]
+        paths = request_paths(dataset, with_training=dataset in learnt)
+        missing = [path for path in paths if not path.exists()]
         if missing and not Path(f"results/datasets/{dataset}/requests.json").exists():
             raise WorkflowError(
                 f"{missing[0]} is missing: data/README.md says where it comes from; put a copy there, or name your "
