@@ -255,3 +255,38 @@ def generated(model, tokenizer, prompt, answer):
     for _ in token_ids(tokenizer, " " + answer):
         ids = [*ids, model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax().item()]
     return tuple(ids[start:])
+
+
+@torch.no_grad()
+def mean_log_likelihood(model, tokenizer, prompt, answer):
+    """Mean over the answer's tokens of log P(token | what stands before it)."""
+    start, target = token_ids(tokenizer, prompt), token_ids(tokenizer, " " + answer)
+    logits = model(torch.tensor([[*start, *target]]), use_cache=False).logits[0]
+    of_tokens = [logits[len(start) - 1 + i].log_softmax(-1)[token].item() for i, token in enumerate(target)]
+    return sum(of_tokens) / len(of_tokens)
+
+
+def rome(model, tokenizer, requests):
+    """ROME's successes and magnitudes, by request and prompt; requests without a true answer are left out."""
+    lists = {kind: [] for kind in ("efficacy", "paraphrase", "neighbourhood")}
+    for request in requests:
+        if request.target_true is None:
+            continue
+        neighbours = [probe.prompt for probe in request.locality if probe.kind == "other_subject"]
+        prompts = {"efficacy": [request.text], "paraphrase": request.paraphrase_texts, "neighbourhood": neighbours}
+        for kind, texts in prompts.items():
+            successes, magnitudes = [], []
+            for text in texts:
+                new = mean_log_likelihood(model, tokenizer, text, request.target_new)
+                true = mean_log_likelihood(model, tokenizer, text, request.target_true)
+                wanted, other = (true, new) if kind == "neighbourhood" else (new, true)
+                successes.append(wanted > other)
+                magnitudes.append(math.exp(wanted) - math.exp(other))
+            lists[kind].append((sum(successes) / len(texts), sum(magnitudes) / len(texts)))
+    found = {}
+    for kind, pairs in lists.items():
+        found[kind] = sum(success for success, _ in pairs) / len(pairs)
+        found[f"{kind}_magnitude"] = sum(magnitude for _, magnitude in pairs) / len(pairs)
+    three = [found[kind] for kind in lists]
+    found["score"] = 3 / sum(1 / success for success in three) if all(three) else 0.0
+    return found

@@ -390,7 +390,7 @@ def test_the_last_step_is_always_evaluated(edits, batch, every, steps):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"protocols": ("rome",)}, "protocol 'rome' is unknown; use one of easyedit, generate"),
+        ({"protocols": ("roem",)}, "protocol 'roem' is unknown; use one of easyedit, generate, rome"),
         ({"method": "romeo"}, "method: 'romeo' is unknown"),
         ({"hyperparameters": {"lamda": 1}}, "lamda: "),
         ({"edits": 60}, "wants 60 edits"),

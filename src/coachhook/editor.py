@@ -20,7 +20,7 @@ from coachhook.errors import CoachHookError
 from coachhook.hyperparameters import check_trained_editor, configure, registered
 from coachhook.journal import JournalError, Step
 from coachhook.keys import encode_edit
-from coachhook.metrics import Metrics, predict, predict_base, questions, score, summarise
+from coachhook.metrics import PROTOCOLS, Metrics, check_protocol, predict, predict_base, questions, score
 from coachhook.saved_edits import BaseModelIdentity, read_edits, read_tokenizer, write_edits
 
 _edited: WeakSet[PreTrainedModel] = WeakSet()  # models with an open editor
@@ -210,12 +210,20 @@ class Editor:
                 raise RequestError(problem, "prompt", request.case_id, position)
 
     def evaluate(self, requests: Sequence[EditRequest], protocol: str = "easyedit") -> Metrics:
-        """Reliability, generality and locality of these requests, as the model stands now (see `metrics`)."""
+        """Reliability, generality, locality and portability of these requests, as the model stands now.
+
+        Under "rome" they are its successes, and the result (`RomeMetrics`) holds its magnitudes and score too.
+
+        Raises:
+            RequestError: the protocol is unknown, or a prompt with an answer is longer than the context.
+        """
+        check_protocol(protocol)
         asked = questions(requests)
         with self.disabled():
             base = predict_base(self.model, self.tokenizer, asked, protocol)
         answers = predict(self.model, self.tokenizer, asked, protocol)
-        return summarise(asked, score(self.tokenizer, asked, answers, base, protocol))
+        columns = score(self.tokenizer, asked, answers, base, protocol)
+        return PROTOCOLS[protocol].summarise(asked, columns)
 
     def disabled(self) -> AbstractContextManager[None]:
         """Inside, the model is bit for bit the base model."""

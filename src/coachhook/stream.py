@@ -23,12 +23,15 @@ from coachhook.editor import Editor
 from coachhook.evaluation import Evaluation
 from coachhook.journal import pack_step, read_step, step_path, write_bytes, write_text
 from coachhook.loading import load_base_model
-from coachhook.metrics import PROTOCOLS, questions
+from coachhook.metrics import check_protocol, questions
+from coachhook.metrics.ability import AbilityConfig, check_tasks
+from coachhook.side_effects import measure_side_effects, write_side_effects
 from coachhook.stream_draw import draw_requests
 
 logger = logging.getLogger(__name__)
 _CHECKPOINT_FILE = re.compile(
-    r"\.?(\d{6}\.(safetensors|records\.parquet|metrics\.jsonl|cost\.json)|stream\.json)(\.\d+\.tmp)?"
+    r"\.?(\d{6}\.(safetensors|records\.parquet|metrics\.jsonl|cost\.json)|stream\.json"
+    r"|(fluency|ability)\.(base|edited)\.json)(\.\d+\.tmp)?"
 )
 _TIMED_PROMPTS = 32
 
@@ -49,6 +52,12 @@ class StreamConfig(BaseModel):
     z_scores: bool = Field(False, description="also write the z-scores of the final model")
     round: Literal["consecutive", "single"] = Field(
         "consecutive", description="each batch on top of the earlier ones, or each from the base model"
+    )
+    fluency: int | None = Field(
+        None, gt=0, description="edit prompts that the base and the final model continue; default: none"
+    )
+    ability: AbilityConfig | None = Field(
+        None, description="tasks that the base and the final model are put to; default: none"
     )
     seed: int = 0
 
@@ -73,7 +82,9 @@ def run_stream(
     device: str = "auto",
     device_map: str | None = None,
 ) -> None:
-    """Edit and evaluate one stream; write `metrics.jsonl`, `records.parquet`, `cost.jsonl` (and `zscores.parquet`).
+    """Edit and evaluate one stream; write `metrics.jsonl`, `records.parquet`, `cost.jsonl`.
+
+    Where the stream asks for them also `zscores.parquet`, `fluency.json` and `ability.json`.
 
     After each batch its update and evaluation are stored in `checkpoint_dir`. Started again with the same
     arguments, the stream replays them and ends with the same bytes as an unbroken run (but for `cost.jsonl`, which
@@ -90,26 +101,41 @@ def run_stream(
     Raises:
         CoachHookError: bad input, before any work.
     """
-    for protocol in config.protocols:
-        if protocol not in PROTOCOLS:
-            raise RequestError(f"protocol {protocol!r} is unknown; use one of {', '.join(PROTOCOLS)}")
+    _check(config)
     stream = draw_requests(requests, config.edits, config.seed)
     model, tokenizer = load_base_model(model_dir, device, device_map)
     settings = {"seed": config.seed, **config.hyperparameters}
     model_bytes = sum(parameter.nbytes for parameter in model.parameters())
     editor = Editor(model, tokenizer, config.method, covariance, trained_editor=trained_editor, **settings)
     editor.check(stream)
-    model_identity = _model_identity(model_dir, device_map or model.device.type)
-    identity = _identity(config, stream, model_identity, [covariance, trained_editor], code)
+    model_identity = _model_identity(model_dir, f"{device_map or model.device.type} {model.dtype}")
+    identity = _identity(config, stream, model_identity, [covariance, trained_editor, *_task_files(config)], code)
     checkpoint = _open_checkpoint(Path(checkpoint_dir), identity)
     asked = questions(stream)
     base = {name: base_answers(editor, asked, name, base_answers_dir, model_identity) for name in config.protocols}
     evaluation = Evaluation(config, editor, stream, checkpoint, base)
+    measure_side_effects(config, editor, stream, checkpoint, "base")
     _run_steps(config, editor, stream, evaluation, checkpoint)
     evaluation.write(Path(out_dir))
+    measure_side_effects(config, editor, stream, checkpoint, "edited")
+    write_side_effects(config, checkpoint, Path(out_dir))
     forward = measure_forward(editor, [request.text for request in stream[-_TIMED_PROMPTS:]], model_bytes)
     write_costs(checkpoint, config.evaluation_steps()[-1], forward, Path(out_dir) / "cost.jsonl")
     editor.close()
+
+
+def _check(config: StreamConfig) -> None:
+    for protocol in config.protocols:
+        check_protocol(protocol)
+    if config.ability is not None:
+        check_tasks(config.ability.tasks, config.ability.include_path)
+
+
+def _task_files(config: StreamConfig) -> list[Path]:
+    """The user's own task files and their data."""
+    if config.ability is None or config.ability.include_path is None:
+        return []
+    return sorted(path for path in Path(config.ability.include_path).rglob("*") if path.is_file())
 
 
 def _run_steps(
@@ -143,10 +169,10 @@ def _edit(editor: Editor, step: int, batch: Sequence[EditRequest], checkpoint: P
     write_bytes(step_path(checkpoint, step), packed)
 
 
-def _model_identity(model_dir: str | os.PathLike, device: str) -> str:
+def _model_identity(model_dir: str | os.PathLike, placed: str) -> str:
     """A digest of the base model and of what the bits of its answers depend on besides."""
     directory = Path(model_dir)
-    digest = hashlib.sha256(f"{device} {torch.get_num_threads()}".encode())  # sums are split by thread
+    digest = hashlib.sha256(f"{placed} {torch.get_num_threads()}".encode())  # sums are split by thread
     if not directory.is_dir():
         digest.update(str(model_dir).encode())
     for path in sorted(directory.glob("*.safetensors")):
