@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 wildcards, settings = snakemake.wildcards, dict(snakemake.params.stream)
 names = (wildcards.dataset, wildcards.method, wildcards.setting, f"seed {wildcards.seed}")
 log_to(snakemake.log[0], ", ".join(names))
+architecture = settings.pop("architecture", None)
 torch.set_num_threads(snakemake.threads)
 checkpoint = Path(snakemake.params.checkpoint)
 checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -32,4 +33,5 @@ with open(checkpoint.with_suffix(".lock"), "w") as lock:
         code=snakemake.params.code,
         trained_editor=snakemake.input.trained_editor or None,
         base_answers_dir=snakemake.params.base_answers,
+        architecture=architecture,
     )

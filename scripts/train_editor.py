@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is import
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from coachhook.architectures import declare_architecture
 from coachhook.hyperparameters import configure, registered
 from coachhook.logs import log_to
 from coachhook.requests import read_requests
@@ -27,8 +28,11 @@ checkpoint.parent.mkdir(parents=True, exist_ok=True)
 # A training outlives a killed Snakemake; the next one waits here for it.
 with open(checkpoint.with_suffix(".lock"), "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    if "architecture" in settings:
+        declare_architecture(model, settings["architecture"])
     method.train(
-        AutoModelForCausalLM.from_pretrained(folder),
+        model,
         AutoTokenizer.from_pretrained(folder),
         configure(editor, method.config_class, {**registered(editor).preset, **settings["hyperparameters"]}),
         configure(editor, method.training_class, settings["training"]),

@@ -9,7 +9,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from coachhook.architectures import declare_architecture
 from coachhook.base_answers import base_answers
 from coachhook.cost import StepCost, measure_forward, write_costs, write_step_cost
 from coachhook.edit_request import EditRequest, RequestError, mark_superseded
@@ -81,6 +82,7 @@ def run_stream(
     code: str = "",
     trained_editor: str | os.PathLike | None = None,
     base_answers_dir: str | os.PathLike | None = None,
+    architecture: Mapping[str, str] | None = None,
     device: str = "auto",
 ) -> None:
     """Edit and evaluate one stream; write `metrics.jsonl`, `records.parquet`, `cost.jsonl` (and `zscores.parquet`).
@@ -95,6 +97,7 @@ def run_stream(
         code: identity of the program, part of the checkpoint's identity.
         trained_editor: file of the trained editor, for methods that need one.
         base_answers_dir: where the base model's answers are kept for other streams of the same requests.
+        architecture: where a model of an unknown family keeps its parts (see `Architecture`).
         device: where the model runs; "auto" is the GPU where there is one.
 
     Raises:
@@ -110,10 +113,13 @@ def run_stream(
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     settings = {"seed": config.seed, **config.hyperparameters}
     model_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    if architecture is not None:
+        declare_architecture(model, architecture)
     editor = Editor(model, tokenizer, config.method, covariance, trained_editor=trained_editor, **settings)
     editor.check(stream)
     model_identity = _model_identity(model_dir, device)
-    identity = _identity(config, stream, model_identity, [covariance, trained_editor], code)
+    declared = "" if architecture is None else json.dumps(architecture, sort_keys=True)
+    identity = _identity(config, stream, model_identity, [covariance, trained_editor], code + declared)
     checkpoint = _open_checkpoint(Path(checkpoint_dir), identity)
     asked = questions(stream)
     base = {name: base_answers(editor, asked, name, base_answers_dir, model_identity) for name in config.protocols}

@@ -42,6 +42,8 @@ class Stream:
     defaults: dict[str, Any]
     """What `hyperparameters`, the batch size and the round are in the setting "default"."""
     needs_covariance: bool
+    architecture: dict[str, str] | None
+    """Where the model keeps its parts; None for models whose family is known."""
     training: dict[str, Any] | None
     """Hyper-parameters of the training that makes the editor before any stream; None for methods without one."""
 
@@ -180,6 +182,7 @@ class _Plan:
                 hyperparameters=values,
                 defaults=defaults,
                 needs_covariance=self.files.methods[method].get("needs_covariance", False),
+                architecture=self.files.models[model].get("architecture"),
                 training=_training(self.files.methods[method], self.files.models[model]),
             )
             self._check_dataset(stream)
@@ -262,10 +265,13 @@ def settings_key(*settings: Any) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def covariance_command(model: str, settings: Mapping[str, Any]) -> str:
-    """What computes a model's covariance; the DVC stage covariance@<model> runs the same."""
+def covariance_command(
+    model: str, settings: Mapping[str, Any], architecture: Mapping[str, str] | None = None
+) -> str:
+    """What computes a model's covariance; the DVC stage covariance@<model> runs the same for known families."""
+    declared = ",".join(f"{part}={name}" for part, name in (architecture or {}).items())
     return (
         f"coachhook covariance results/models/{model} --texts results/models/{model}/text.txt "
         f"--layers {settings['layers']} --max-tokens {settings['max_tokens']} "
-        f"--out data/covariances/{model}.safetensors"
+        f"--out data/covariances/{model}.safetensors{f' --architecture {declared}' if declared else ''}"
     )

@@ -92,7 +92,8 @@ def get_covariance_path(model):
 
 
 def get_covariance_command(wildcards):
-    return covariance_command(wildcards.model, study.models[wildcards.model]["covariance"])
+    model = study.models[wildcards.model]
+    return covariance_command(wildcards.model, model["covariance"], model.get("architecture"))
 
 
 def get_training_requests(wildcards):
@@ -111,7 +112,7 @@ def get_editor_training(wildcards):
         "editor": stream.editor,
         "hyperparameters": {"layers": stream.hyperparameters["layers"]},
         "training": stream.training,
-    }
+    } | ({"architecture": stream.architecture} if stream.architecture else {})
 
 
 def get_training_code(wildcards):
@@ -125,7 +126,8 @@ def get_stream(wildcards):
 def get_stream_settings(wildcards):
     """What the stream's results depend on, as plain values that Snakemake can compare."""
     stream = asdict(get_stream(wildcards))
-    elsewhere = ("model", "dataset", "method", "setting", "defaults", "needs_covariance", "training")
+    elsewhere = ["model", "dataset", "method", "setting", "defaults", "needs_covariance", "training"]
+    elsewhere += [] if stream["architecture"] else ["architecture"]
     return {name: value for name, value in stream.items() if name not in elsewhere}
 
 

@@ -122,7 +122,7 @@ def _generated(parts: ModelParts, rows: Sequence[EncodedPrompt], fill: int) -> A
 
 def _argmax(parts: ModelParts, ids: Sequence[Sequence[int]], places: Sequence[tuple[int, int]], fill: int) -> list[int]:
     """The most probable next token at each (row, position); the head runs only there."""
-    batch = pad(ids, fill, parts.model.device)
+    batch = pad(ids, fill, parts.input_device)
     hidden = parts.backbone(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False).last_hidden_state
     row, time = torch.tensor(places, device=hidden.device).T
     return parts.head(hidden[row, time]).argmax(-1).tolist()
