@@ -28,7 +28,7 @@ checkpoint.parent.mkdir(parents=True, exist_ok=True)
 with open(checkpoint.with_suffix(".lock"), "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     method.train(
-        *load_base_model(folder, **snakemake.params.placement),
+        *load_base_model(folder, **snakemake.params.loading),
         configure(editor, method.config_class, {**registered(editor).preset, **settings["hyperparameters"]}),
         configure(editor, method.training_class, settings["training"]),
         read_requests(snakemake.input.requests),

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -79,6 +79,7 @@ def run_stream(
     code: str = "",
     trained_editor: str | os.PathLike | None = None,
     base_answers_dir: str | os.PathLike | None = None,
+    architecture: Mapping[str, str] | None = None,
     device: str = "auto",
     device_map: str | None = None,
 ) -> None:
@@ -96,20 +97,22 @@ def run_stream(
         code: identity of the program, part of the checkpoint's identity.
         trained_editor: file of the trained editor, for methods that need one.
         base_answers_dir: where the base model's answers are kept for other streams of the same requests.
-        device, device_map: where the model runs, see `load_base_model`.
+        device, device_map, architecture: where the model runs and keeps its parts, see `load_base_model`.
 
     Raises:
         CoachHookError: bad input, before any work.
     """
     _check(config)
     stream = draw_requests(requests, config.edits, config.seed)
-    model, tokenizer = load_base_model(model_dir, device, device_map)
+    model, tokenizer = load_base_model(model_dir, device, device_map, architecture)
     settings = {"seed": config.seed, **config.hyperparameters}
     model_bytes = sum(parameter.nbytes for parameter in model.parameters())
     editor = Editor(model, tokenizer, config.method, covariance, trained_editor=trained_editor, **settings)
     editor.check(stream)
     model_identity = _model_identity(model_dir, f"{device_map or model.device.type} {model.dtype}")
-    identity = _identity(config, stream, model_identity, [covariance, trained_editor, *_task_files(config)], code)
+    declared = "" if architecture is None else json.dumps(architecture, sort_keys=True)
+    files = [covariance, trained_editor, *_task_files(config)]
+    identity = _identity(config, stream, model_identity, files, code + declared)
     checkpoint = _open_checkpoint(Path(checkpoint_dir), identity)
     asked = questions(stream)
     base = {name: base_answers(editor, asked, name, base_answers_dir, model_identity) for name in config.protocols}

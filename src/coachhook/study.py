@@ -60,6 +60,8 @@ class Stream:
     defaults: dict[str, Any]
     """What `hyperparameters`, the batch size and the round are in the setting "default"."""
     needs_covariance: bool
+    architecture: dict[str, str] | None
+    """Where the model keeps its parts; None for models whose family is known."""
     training: dict[str, Any] | None
     """Hyper-parameters of the training that makes the editor before any stream; None for methods without one."""
     trained_on: str | None
@@ -236,6 +238,7 @@ class _Plan:
                 hyperparameters=values,
                 defaults=defaults,
                 needs_covariance=self.files.methods[method].get("needs_covariance", False),
+                architecture=self.files.models[model].get("architecture"),
                 training=editor_training(method, self.files.methods[method], self.files.models[model]),
                 trained_on=None if "dataset" in self.files.models[model] else dataset,
             )

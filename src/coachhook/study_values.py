@@ -67,11 +67,15 @@ def settings_key(*settings: Any) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def covariance_command(model: str, settings: Mapping[str, Any]) -> str:
-    """What computes a model's covariance; the DVC stages covariance@<model> and hub_covariance@<model> run the same.
+def covariance_command(
+    model: str, settings: Mapping[str, Any], architecture: Mapping[str, str] | None = None
+) -> str:
+    """What computes a model's covariance.
 
-    The text is a data set on the hub where the settings name one, else what the model itself was trained on.
+    The DVC stages covariance@<model> and hub_covariance@<model> run the same for models of known families. The text is
+    a data set on the hub where the settings name one, else what the model itself was trained on.
     """
+    declared = ",".join(f"{part}={name}" for part, name in (architecture or {}).items())
     texts = f"--texts results/models/{model}/text.txt"
     if "texts" in settings:
         texts = (
@@ -81,5 +85,5 @@ def covariance_command(model: str, settings: Mapping[str, Any]) -> str:
     return (
         f"coachhook covariance results/models/{model} {texts} "
         f"--layers {settings['layers']} --max-tokens {settings['max_tokens']} "
-        f"--out data/covariances/{model}.safetensors"
+        f"--out data/covariances/{model}.safetensors{f' --architecture {declared}' if declared else ''}"
     )

@@ -140,7 +140,8 @@ def get_covariance_stage(wildcards):
 
 
 def get_covariance_command(wildcards):
-    return covariance_command(wildcards.model, study.models[wildcards.model]["covariance"])
+    model = study.models[wildcards.model]
+    return covariance_command(wildcards.model, model["covariance"], model.get("architecture"))
 
 
 def get_training_requests(wildcards):
@@ -179,13 +180,14 @@ def get_stream_settings(wildcards):
     """What the stream's results depend on, as plain values that Snakemake can compare."""
     stream = asdict(get_stream(wildcards))
     elsewhere = ("model", "dataset", "method", "setting", "defaults", "needs_covariance", "training", "trained_on")
-    return {name: value for name, value in stream.items() if name not in elsewhere} | get_placement(wildcards)
+    own = {name: value for name, value in stream.items() if name not in (*elsewhere, "architecture")}
+    return own | get_loading(wildcards)
 
 
-def get_placement(wildcards):
-    """How a model is spread over devices, where its entry says so."""
+def get_loading(wildcards):
+    """How a model is spread over devices, and where it keeps its parts, where its entry says so."""
     entry = study.models[wildcards.model]
-    return {name: entry[name] for name in ("device_map",) if name in entry}
+    return {name: entry[name] for name in ("device_map", "architecture") if name in entry}
 
 
 def get_requests(wildcards):

@@ -19,7 +19,7 @@ rule train_editor:
         gpu=lambda wildcards: get_resources("training", "gpus", wildcards),
     params:
         settings=get_editor_training,
-        placement=get_placement,
+        loading=get_loading,
         seed=get_model_seed,
         code=get_training_code,
         # Snakemake removes the outputs of a killed job; training goes on from here.
