@@ -44,11 +44,10 @@ else:
     requests = resolve_contradictions(records, source.get("contradictions", "keep"))
     logger.info("%d of %d requests left by the policy on contradictions", len(requests), len(records))
     others = source.get("training", {})
-    there = [name for name in [others.get("file")] if name and Path(snakemake.params.records, name).exists()]
+    there = [others["file"]] if "file" in others and Path(snakemake.params.records, others["file"]).exists() else []
     training = requests_apart(read(others, [], *there), requests)
 if "facts" in source:
-    further = read({}, refused, *source.get("more_facts", ()))
-    known = FACTS[source["facts"]](requests, further, seed=0)
+    known = FACTS[source["facts"]](requests, read({}, refused, *source.get("more_facts", ())), seed=0)
     facts, lines, requests = known.facts, known.lines, known.requests
     training = training_requests_from_facts(facts, requests, seed=0)
     logger.info("%.0f %% of the targets can be reached", 100 * known.reachable_share)

@@ -209,7 +209,8 @@ def test_the_paper_s_study_uses_published_values(model, method, values):
 
 def test_models_have_layers_of_their_own_to_vary():
     study = load_study("paper", ROOT / "config", SCHEMAS)
-    varied = {(study.streams[path].model, tuple(study.streams[path].hyperparameters["layers"])) for path in study.figures["layers"]}
+    streams = [study.streams[path] for path in study.figures["layers"]]
+    varied = {(stream.model, tuple(stream.hyperparameters["layers"])) for stream in streams}
     assert {model for model, _ in varied} == {"gpt2-xl", "gpt-j"}
     assert ("gpt2-xl", (17,)) in varied
     assert ("gpt-j", (8,)) in varied
@@ -315,7 +316,7 @@ def test_a_batch_size_can_be_varied(config):
         ("studies/smoke.yaml", ["edits"], "ten", ["edits: 'ten'", "integer", "requests per stream"]),
         ("studies/smoke.yaml", ["edits"], 0, ["edits: 0", "requests per stream"]),
         ("studies/smoke.yaml", ["edits"], 10_000, ["edits: 10000", "40 requests", "smoke-"]),
-        ("studies/smoke.yaml", ["protocols"], ["rome"], ["unknown value 'rome'", "easyedit, generate"]),
+        ("studies/smoke.yaml", ["protocols"], ["roma"], ["unknown value 'roma'", "easyedit, rome, generate"]),
         ("studies/smoke.yaml", ["models"], ["gpt5"], ["unknown model 'gpt5'", "mini"]),
         ("studies/smoke.yaml", ["models"], ["mini"], ["model 'mini'", "knows none of 'smoke-completions'"]),
         ("studies/smoke.yaml", ["figures", "hok"], {}, ["unknown key 'hok'", "hook", "retention"]),
@@ -370,6 +371,12 @@ def test_a_batch_size_can_be_varied(config):
         ("studies/smoke.yaml", ["tables", "table_consecutive", "vary"], {}, ["unknown key 'vary'", "edits"]),
         ("studies/smoke.yaml", ["tuning"], {}, ["exactly one of: figures, tuning"]),
         ("studies/smoke.yaml", ["figures", "lambda", "vary"], {"round": ["single"]}, ["hyper-parameter of coachhook"]),
+        (
+            "studies/smoke.yaml",
+            ["figures", "lambda", "vary"],
+            {"covariance_weight": {"mini": [10]}},
+            ["figures.lambda.vary.covariance_weight", "model with values of its own 'smoke'", "mini"],
+        ),
         ("models.yaml", ["hub_models", "gpt-j", "revison"], "main", ["hub_models.gpt-j", "unknown key 'revison'"]),
         ("models.yaml", ["hub_models", "gpt-j", "dtype"], "int4", ["unknown value 'int4'", "float16, bfloat16"]),
         ("models.yaml", ["hub_models", "smoke"], None, ["hub_models.smoke"]),

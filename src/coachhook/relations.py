@@ -15,9 +15,9 @@ from coachhook.edit_request import EditRequest, RequestError
 
 # Words that change with the wording and not with what is asked. "when" stays: "when was {} born" asks for no place.
 _LITTLE = frozenset(
-    "a an the of in on at to for by with from as is are was were be been being do does did has have had can could would "
-    "what which who whom whose where how that it its his her their he she they and or s name type kind listed called "
-    "known belong belongs part".split()
+    "a an the of in on at to for by with from as is are was were be been being do does did has have had can could "
+    "would what which who whom whose where how that it its his her their he she they and or s name type kind listed "
+    "called known belong belongs part".split()
 )
 
 

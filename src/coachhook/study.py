@@ -167,7 +167,7 @@ class _Plan:
         """Note every combination of what a figure or table lists, and return the paths of its streams."""
         where, paths = f"{self.path}: {key}", []
         for model, method in self._edited(wanted, where):
-            vary = _varied(wanted, model)
+            vary = _varied(wanted, model, where)
             defaults = self._defaults(model, method, self.files.tuned)
             check_names(vary, [n for n in defaults if n != "round"], f"{where}.vary", f"hyper-parameter of {method}")
             for values in itertools.product(*vary.values()):
@@ -180,8 +180,8 @@ class _Plan:
         """The streams that the figure `contradictions` looks at, before anything is edited."""
         if wanted is None:
             return ()
-        check_names(wanted["datasets"], self.files.datasets, f"{self.path}: figures.contradictions.datasets", "data set")
-        edits = wanted.get("edits", self.content["edits"])
+        where, edits = f"{self.path}: figures.contradictions", wanted.get("edits", self.content["edits"])
+        check_names(wanted["datasets"], self.files.datasets, f"{where}.datasets", "data set")
         return tuple(
             Draw(dataset, seed, edits) for dataset, seed in itertools.product(wanted["datasets"], wanted["seeds"])
         )
@@ -210,7 +210,7 @@ class _Plan:
         check_names(wanted["datasets"], self.files.datasets, f"{where}.datasets", "data set")
         check_names(methods, self.files.methods, f"{where}.methods", "method")
         for model in models:
-            for name, values in _varied(wanted, model).items():
+            for name, values in _varied(wanted, model, where).items():
                 for value in values:
                     if name == "batch_size":
                         check(value, {"type": "integer", "minimum": 1}, f"{where}.vary.{name}")
@@ -253,32 +253,43 @@ class _Plan:
         return paths
 
     def _check_dataset(self, stream: Stream) -> None:
-        """A model trained here knows nothing of facts that it was not trained on, and one from the hub of no world."""
-        learnt, asked = self.files.models[stream.model].get("dataset"), stream.dataset
-        entry = self.files.datasets[asked]
-        if stream.training is not None and stream.trained_on is not None and "training" not in entry:
-            raise StudyError(
-                f"config/datasets.yaml: datasets.{asked}: 'training' is missing; method '{stream.method}' learns from it"
-            )
-        if learnt is None and "world" in entry:
-            raise StudyError(
-                f"{self.path}: model '{stream.model}' comes from the hub and knows nothing of the made-up world of "
-                f"'{asked}'; choose a data set of real records"
-            )
-        world = self.files.datasets[learnt].get("world") if learnt else None
-        if learnt not in (None, asked) and (world is None or world != entry.get("world")):
-            raise StudyError(
-                f"{self.path}: model '{stream.model}' was trained on the facts of '{learnt}' and knows none of "
-                f"'{asked}'; choose a data set of the same world"
-            )
+        """A model knows nothing of requests about facts that it was not trained on."""
+        asked, learnt = stream.dataset, self.files.models[stream.model].get("dataset")
+        if learnt is None:
+            self._check_real(stream)
+        elif learnt != asked:
+            worlds = [self.files.datasets[name].get("world") for name in (learnt, asked)]
+            if worlds[0] is None or worlds[0] != worlds[1]:
+                raise StudyError(
+                    f"{self.path}: model '{stream.model}' was trained on the facts of '{learnt}' and knows none of "
+                    f"'{asked}'; choose a data set of the same world"
+                )
         count = self.files.datasets[asked].get("count", stream.edits)
         if stream.edits > count:
             raise StudyError(
                 f"{self.path}: edits: {stream.edits} are more than the {count} requests of data set '{asked}'"
             )
 
+    def _check_real(self, stream: Stream) -> None:
+        """A model from the hub may know anything real; what editors are trained on for it stands with the requests."""
+        entry = self.files.datasets[stream.dataset]
+        if "world" in entry:
+            raise StudyError(
+                f"{self.path}: model '{stream.model}' comes from the hub and knows nothing of the made-up world of "
+                f"'{stream.dataset}'; choose a data set of real records"
+            )
+        if stream.training is not None and "training" not in entry:
+            raise StudyError(
+                f"config/datasets.yaml: datasets.{stream.dataset}: 'training' is missing; method '{stream.method}' "
+                "learns from it"
+            )
 
-def _varied(wanted: Mapping[str, Any], model: str) -> dict[str, list]:
+
+def _varied(wanted: Mapping[str, Any], model: str, where: str) -> dict[str, list]:
     """The values that a figure varies on a model: a list for all models, or a list for each by its name."""
-    vary = wanted.get("vary", {}).items()
-    return {name: values[model] if isinstance(values, Mapping) else values for name, values in vary}
+    varied = {}
+    for name, values in wanted.get("vary", {}).items():
+        if isinstance(values, Mapping):
+            check_names([model], values, f"{where}.vary.{name}", "model with values of its own")
+        varied[name] = values[model] if isinstance(values, Mapping) else values
+    return varied
