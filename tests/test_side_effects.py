@@ -2,7 +2,7 @@ import json
 import shutil
 
 import pytest
-from ability_tasks import TASKS
+from ability_tasks import TASKS, write_tasks
 from conftest import build_model
 
 from coachhook import Editor
@@ -55,7 +55,11 @@ def test_fluency_is_that_of_the_base_and_of_the_final_model(inputs, tokenizer, t
     assert found["base"]["texts"] != found["edited"]["texts"]
 
 
-def test_ability_is_measured_once_in_each_state_even_when_killed(inputs, tokenizer, tasks, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("tasks")
+def test_ability_is_measured_once_in_each_state_even_when_killed(inputs, tokenizer, tmp_path, monkeypatch):
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    write_tasks(tasks)
     ability = {"tasks": TASKS, "include_path": str(tasks), "limit": 3, "batch_size": 4}
     calls = []
 
