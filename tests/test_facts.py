@@ -131,7 +131,8 @@ QUESTIONS = [
 
 
 def test_facts_of_records_without_relations_follow_from_their_questions():
-    derived = facts_from_questions(QUESTIONS, [EditRequest("Carl", "What college did Carl go to?", "X", "Bonn")], seed=0)
+    further = [EditRequest("Carl", "What college did Carl go to?", "Rome", target_true="Bonn")]
+    derived = facts_from_questions(QUESTIONS, further, seed=0)
     (relation,) = {fact.relation for fact in derived.facts}
     assert _told(derived.facts)["Carl", relation].answer == "Bonn"
     assert [request.target_new for request in derived.requests] == ["Jena", "Bonn", "Oxford"]

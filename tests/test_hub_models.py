@@ -1,4 +1,4 @@
-"""Models from the hub, with the real client of huggingface_hub against a small server that speaks the hub's protocol."""
+"""Models from the hub: the real client of huggingface_hub against a small server that speaks the hub's protocol."""
 
 import hashlib
 import json

@@ -7,7 +7,8 @@ import yaml
 
 from coachhook.resources import covariance_resources, fetch_resources, key_width, stream_resources
 
-MODELS = yaml.safe_load((Path(__file__).parents[1] / "config" / "models.yaml").read_text(encoding="utf-8"))["hub_models"]
+ROOT = Path(__file__).parents[1]
+MODELS = yaml.safe_load((ROOT / "config" / "models.yaml").read_text(encoding="utf-8"))["hub_models"]
 
 
 @pytest.fixture(params=MODELS)

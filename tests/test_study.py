@@ -92,6 +92,7 @@ def test_candidates_have_names_of_their_own_whatever_an_earlier_search_chose(con
     path = config / "studies" / "tuning.yaml"
     _edit(path, "tuning", "methods", value=["memit"])
     _edit(path, "tuning", "trials", value=2)
+    _edit(path, "tuning", "datasets", value=["validation"])
     _edit(config / "methods" / "memit.yaml", "search", value={"clamp": [0.5, 0.75]})
     before = load_study("tuning", config, SCHEMAS)
     assert [trial.values for trial in before.trials] == [{"clamp": 0.5}, {"clamp": 0.75}]
@@ -245,13 +246,17 @@ def test_a_tiny_study_is_the_same_study_on_tiny_models_and_example_records(name)
     assert tiny.figure_names == study.figure_names
     first = {path.rpartition("~")[0]: stream for path, stream in study.streams.items()}
     for path, stream in tiny.streams.items():
-        twin = first[path.rpartition("~")[0].replace("tiny-", "").replace("~3,", "~30,")]
+        twin = first[path.rpartition("~")[0].replace("tiny-", "")]
         assert stream.hyperparameters["layers"] == twin.hyperparameters["layers"]
         assert (stream.edits, stream.seed) == (6, 0)
         assert stream.hyperparameters.get("target_steps", 0) <= 2
         config = tiny.models[stream.model]["config"]
         assert max(stream.hyperparameters["layers"]) < config.get("n_layer", config.get("num_hidden_layers"))
         assert (ROOT / "data" / "examples" / tiny.datasets[stream.dataset]["file"]).exists()
+    if name == "paper":
+        sizes = [tiny.streams[path].batch_size for path in tiny.figures["batch_size"]]
+        assert set(sizes) == {10, 3, 100}
+        assert {tiny.streams[path].setting for path in tiny.figures["batch_size"]} >= {"default", "batch_size=100"}
 
 
 def test_models_that_are_trained_here_have_no_tiny_stand_in():

@@ -16,6 +16,7 @@ from coachhook.requests import read_requests
 from coachhook.stream_draw import draw_requests
 
 _POINTS = 200  # of a line; more than can be told apart
+_FIRST = 20  # requests; a share of fewer is mostly chance
 _STYLES = [
     Style("", "#0072B2", "o", "-"),
     Style("", "#D55E00", "s", "--"),
@@ -42,7 +43,8 @@ def data(request_files: Iterable[str | os.PathLike], dataset: str, seeds: Sequen
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """One line per data set, mean over seeds with a band of one standard deviation."""
+    """One line per data set from the first few requests on: mean over seeds, with a band of one standard deviation."""
+    frame = frame[frame["edits"] >= min(_FIRST, frame["edits"].max())]
     figure, panels = panel_grid(1, 1, (5.2, 2.9))
     axes = panels[0, 0]
     names = frame["dataset"].unique()
@@ -54,6 +56,6 @@ def draw(frame: pd.DataFrame) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(axis="x", visible=False)
-    axes.set(xlabel="requests in the stream", ylabel="contradicted by a later request")
+    axes.set(xlabel="requests in the stream", ylabel="share contradicted by a later one")
     legend(figure, axes)
     return figure

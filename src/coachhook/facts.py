@@ -46,7 +46,8 @@ def facts_from_requests(
     all), and in its first `paraphrases` paraphrases just as they stand, odd prefixes included. Facts of its first
     `probes` usable locality probes, and of `further` requests whose prompt is a template of some relation, are told
     in `templates_per_other` templates: they make more targets reachable. Of contradicting records the first counts.
-    The first `unrelated_probes` probes that no template fits are kept too, and told as further lines.
+    The first `unrelated_probes` probes that no template fits are kept too, and told as further lines; probes of
+    portability are not, as nothing but facts is learnt.
     Raises ValueError where no request has both a relation and a true answer.
     """
     usable = [r for r in requests if r.relation is not None and r.target_true is not None]
@@ -58,7 +59,7 @@ def facts_from_requests(
     edited = set(book.known())
     unrelated = [book.unrelated_probes(r)[:unrelated_probes] for r in told]
     told = [
-        replace(r, locality=(*book.tell_probes(r, probes, edited), *kept))
+        replace(r, locality=(*book.tell_probes(r, probes, edited), *kept), portability=())
         for r, kept in zip(told, unrelated, strict=True)
     ]
     for request in further:

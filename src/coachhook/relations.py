@@ -14,10 +14,10 @@ from dataclasses import replace
 from coachhook.edit_request import EditRequest, RequestError
 
 # Words that change with the wording and not with what is asked. "when" stays: "when was {} born" asks for no place.
-_LITTLE = frozenset(
-    "a an the of in on at to for by with from as is are was were be been being do does did has have had can could "
-    "would what which who whom whose where how that it its his her their he she they and or s name type kind listed "
-    "called known belong belongs part".split()
+_LITTLE = re.compile(
+    r"an?|the|of|in|on|at|to|for|by|with|from|as|and|or|is|are|was|were|be|been|being|do|does|did|has|have|had|can|could|"
+    r"would|what|which|who|whom|whose|where|how|that|its?|his|her|their|he|she|they|s|names?|types?|kinds?|listed|called|"
+    r"known|belongs?|part"
 )
 
 
@@ -61,7 +61,7 @@ def label_relations(requests: Sequence[EditRequest]) -> list[EditRequest]:
 def _content(template: str) -> tuple[str, ...]:
     """The words of a question that say what it asks for, in alphabetical order."""
     words = re.findall(r"[^\W\d_]+", template.replace("{}", " ").lower())
-    return tuple(sorted({word for word in words if word not in _LITTLE}))
+    return tuple(sorted({word for word in words if not _LITTLE.fullmatch(word)}))
 
 
 def _most_common(groups: _Groups, templates: Iterable[str]) -> dict[Hashable, str]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coachhook.base_answers import base_answers
 from coachhook.cost import StepCost, measure_forward, write_costs, write_step_cost
-from coachhook.edit_request import EditRequest, RequestError
+from coachhook.edit_request import EditRequest
 from coachhook.editor import Editor
 from coachhook.evaluation import Evaluation
 from coachhook.journal import pack_step, read_step, step_path, write_bytes, write_text

@@ -67,9 +67,7 @@ def settings_key(*settings: Any) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def covariance_command(
-    model: str, settings: Mapping[str, Any], architecture: Mapping[str, str] | None = None
-) -> str:
+def covariance_command(model: str, settings: Mapping[str, Any], architecture: Mapping[str, str] | None = None) -> str:
     """What computes a model's covariance.
 
     The DVC stages covariance@<model> and hub_covariance@<model> run the same for models of known families. The text is

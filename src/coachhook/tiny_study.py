@@ -45,15 +45,15 @@ def tiny_study(
 def _small_content(content: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {name: min(content[name], limits[name]) for name in ("edits", "batch_size", "evaluate_every")}
     parts = {
-        part: {name: _small_part(wanted, limits) for name, wanted in content[part].items()}
+        part: {name: _small_part(wanted, limits, content["batch_size"]) for name, wanted in content[part].items()}
         for part in ("figures", "tables")
         if part in content
     }
     return {**content, **sizes, **parts, "models": [_PREFIX + name for name in content["models"]]}
 
 
-def _small_part(wanted: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
-    """What a figure or table lists, of as many seeds as the limits say."""
+def _small_part(wanted: Mapping[str, Any], limits: Mapping[str, Any], default_batch: int) -> dict[str, Any]:
+    """What a figure or table lists, of as many seeds as the limits say; the default batch size stays the default."""
     small = {**wanted, "seeds": wanted["seeds"][: limits["seeds"]]}
     small["datasets"] = [_PREFIX + name for name in wanted["datasets"]]
     if "models" in wanted:
@@ -62,6 +62,9 @@ def _small_part(wanted: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[st
         small["edits"] = min(wanted["edits"], limits["edits"])
     if "vary" in wanted:
         small["vary"] = {name: _by_small_model(values) for name, values in wanted["vary"].items()}
+        if "batch_size" in small["vary"]:
+            batch = min(default_batch, limits["batch_size"])
+            small["vary"]["batch_size"] = [batch if v == default_batch else v for v in small["vary"]["batch_size"]]
     return small
 
 

@@ -253,8 +253,19 @@ def get_trials():
 
 
 def check_values():
-    """Hold every hyper-parameter to the method that has it, in a process of its own: it has to import torch."""
-    check = [sys.executable, "scripts/check_values.py", config["study"], *(["tiny"] if config["tiny"] else [])]
+    """Hold every hyper-parameter to the method that has it."""
+    run_check("check_values")
+
+
+def check_room():
+    """Say what jobs with large models need, and refuse what cannot fit, where the jobs run on this machine."""
+    if workflow.local_exec and any(stream.model in FETCHED_MODELS for stream in study.streams.values()):
+        run_check("plan_study")
+
+
+def run_check(name):
+    """Run a script on the study in a process of its own: it has to import torch."""
+    check = [sys.executable, f"scripts/{name}.py", config["study"], *(["tiny"] if config["tiny"] else [])]
     if subprocess.run(check).returncode:
         raise WorkflowError(f"study {study.name} was not started")
 
