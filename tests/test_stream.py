@@ -250,6 +250,14 @@ def test_a_stream_killed_at_random_times_ends_with_the_same_bytes(inputs, unbrok
     assert finish(inputs, tmp_path) == unbroken[1]
 
 
+def test_what_a_kill_left_half_written_is_removed(inputs, unbroken, tmp_path):
+    shutil.copytree(unbroken[0] / "steps", tmp_path / "steps")
+    for name in (".000002.records.parquet.77.tmp", ".000003.safetensors.77.tmp", ".thesis.tmp"):
+        (tmp_path / "steps" / name).write_text("half")
+    assert finish(inputs, tmp_path) == unbroken[1]
+    assert [path.name for path in (tmp_path / "steps").glob(".*")] == [".thesis.tmp"]
+
+
 def test_a_finished_stream_neither_edits_nor_evaluates_again(inputs, tmp_path, monkeypatch):
     config = StreamConfig(**{**CONFIG, "edits": 4, "protocols": ("easyedit",)})
     run_stream(config, *inputs, **folders(tmp_path))
@@ -446,6 +454,17 @@ def test_superseded_requests_are_marked_in_the_records(model_dir, covariance, tm
     first = min(("old", "new"), key=order.index)  # whichever was drawn first is contradicted by the other
     assert set(records[records.superseded].case_id) == {first}
     assert records[records.case_id == first].superseded.all()
+
+
+def test_a_request_without_a_case_id_has_none_in_the_records(model_dir, covariance, tmp_path):
+    pool = [
+        EditRequest("Italy", "The capital of {} is", "Oslo"),
+        EditRequest("Ada", "{} was born in", "Oslo", case_id=7),
+    ]
+    run_stream(
+        StreamConfig(**{**CONFIG, "edits": 2, "z_scores": False}), pool, model_dir, covariance, **folders(tmp_path)
+    )
+    assert set(pd.read_parquet(tmp_path / "out" / "records.parquet").case_id.dropna()) == {"7"}
 
 
 def test_the_stream_is_drawn_from_the_seed(requests):

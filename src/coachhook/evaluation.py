@@ -98,7 +98,7 @@ class Evaluation:
                 "edits": edits,
                 "batch": [question.request // self._config.batch_size + 1 for question in asked],
                 "request": [question.request for question in asked],
-                "case_id": [str(self._stream[question.request].case_id) for question in asked],
+                "case_id": [self._case_id(question) for question in asked],
                 "kind": [question.kind for question in asked],
                 "prompt": [question.index for question in asked],
                 "protocol": protocol,
@@ -109,6 +109,10 @@ class Evaluation:
         )
         types = {"step": "int32", "edits": "int32", "batch": "int32", "request": "int32", "prompt": "int16"}
         return frame.astype({**types, **dict.fromkeys(columns, "float64"), "score": "float32"})
+
+    def _case_id(self, question: Question) -> str | None:
+        case_id = self._stream[question.request].case_id
+        return None if case_id is None else str(case_id)  # one type for the whole column
 
     def _metrics(self, step: int, edits: int, protocol: str, asked: Sequence[Question], columns: Columns) -> dict:
         """Every protocol's row has reliability, generality, locality and their mean; a protocol's own numbers follow.

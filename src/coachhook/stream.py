@@ -207,10 +207,12 @@ def _file_digest(path: str | os.PathLike) -> bytes:
 def _open_checkpoint(directory: Path, identity: str) -> Path:
     """The checkpoint of this very stream; one of another stream is cleared, and nothing else that lies there."""
     marker = directory / "stream.json"
-    if not marker.exists() or json.loads(marker.read_text()).get("identity") != identity:
-        directory.mkdir(parents=True, exist_ok=True)
-        for path in directory.iterdir():
-            if _CHECKPOINT_FILE.fullmatch(path.name):
-                path.unlink()
+    same = marker.exists() and json.loads(marker.read_text()).get("identity") == identity
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in directory.iterdir():
+        unfinished = path.suffix == ".tmp"  # a kill leaves the file that was being written
+        if _CHECKPOINT_FILE.fullmatch(path.name) and (unfinished or not same):
+            path.unlink()
+    if not same:
         write_text(marker, json.dumps({"identity": identity}) + "\n")
     return directory

@@ -10,8 +10,8 @@ rule train_editor:
         "results/benchmarks/train_editor/{model}/{method}.{key}.jsonl"
     conda:
         "../../environment.yml"
-    # As with the base model, the weights depend on the number of threads.
-    threads: 2
+    # Batches are too small for a second thread to be of use; other jobs run beside it.
+    threads: 1
     resources:
         mem_mb=lambda wildcards: get_resources("training", "memory_mb", wildcards),
         disk_mb=lambda wildcards: get_resources("training", "disk_mb", wildcards),

@@ -39,8 +39,11 @@ class CoachHook(MemitSolve):
     config_class = CoachHookConfig
     paper = "Li et al., EMNLP 2024: Consecutive Batch Model Editing with HooK Layers"
     effect = "scoped"
-    remembers_keys = True
     config: CoachHookConfig
+
+    @property
+    def remembers_keys(self) -> bool:
+        return self.config.past_key_weight > 0
 
     def replay(self, update: Update) -> None:
         super().replay(update)

@@ -6,8 +6,7 @@ Legend: entry i has a key k_i (m), a value v_i (d), a deferral radius ε_i, and 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from coachhook.architectures import ArchitectureError
 from coachhook.edit_request import EditRequest
-from coachhook.editors.base import Method, MethodConfig, Update
+from coachhook.editors.base import ForwardHookMethod, MethodConfig, Update
 from coachhook.hooks import real_tokens
 from coachhook.tokens import EncodedPrompt, encode
 from coachhook.tracing import BlockInputs, RewriteHook, block_inputs, rewrite_inputs
@@ -124,7 +123,7 @@ def entries_behind(fired: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"
     return torch.nn.functional.pad(fired, (0, 1), value=-1).gather(-1, behind)
 
 
-class Grace(Method):
+class Grace(ForwardHookMethod):
     """GRACE at the rewrite module of one layer, answering in any ordinary forward pass.
 
     The authors edit GPT2-XL's `c_fc`, EasyEdit GPT-J's rewrite module; here it is the rewrite module in every family:
@@ -160,7 +159,6 @@ class Grace(Method):
                 f"layers: {self._layer} is the last, where no answer sees what stands before the prompt's last token; "
                 "choose a lower one or replacement: last"
             )
-        self._enabled = True
         self._real: Tensor | None = None
         self.reset()
         self._handles = (
@@ -187,18 +185,6 @@ class Grace(Method):
     def reset(self) -> None:
         value_width, key_width = self.parts.shape(self._layer)
         self.codebook = Codebook(key_width, value_width, self.parts.device(self._layer))
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        before, self._enabled = self._enabled, False
-        try:
-            yield
-        finally:
-            self._enabled = before
-
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
     def state_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in (self.codebook.keys, self.codebook.values, self.codebook.radii))

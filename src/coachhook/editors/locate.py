@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -56,7 +55,7 @@ class LocateThenEdit(HookLayerMethod):
     growing_state = "nothing"
     effect = "everywhere"
     needs_covariance = True
-    remembers_keys: ClassVar[bool] = False
+    remembers_keys: bool = False
     """Whether the solves of later batches need a batch's keys."""
     config: LocateConfig
 

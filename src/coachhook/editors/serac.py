@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coachhook.architectures import ModelParts
 from coachhook.edit_request import EditRequest
-from coachhook.editors.base import MethodConfig, TrainedMethod, Update
+from coachhook.editors.base import ForwardHookMethod, MethodConfig, TrainedMethod, Update
 from coachhook.editors.seen_text import SeenText, Text
 from coachhook.editors.serac_loss import SeracLoss, entry_text
 from coachhook.editors.serac_network import SeracNetwork, SeracTraining, describe
@@ -50,7 +49,7 @@ class _Entry:
     key: Float[Tensor, " width"]
 
 
-class Serac(TrainedMethod):
+class Serac(ForwardHookMethod, TrainedMethod):
     """Answers from a memory of requests; one with the same prompt as an earlier one takes its place.
 
     The counterfactual model makes a last hidden state, which replaces the base model's in front of the base model's
@@ -72,10 +71,9 @@ class Serac(TrainedMethod):
         self.network.load_state_dict(trained.network)
         self.network.requires_grad_(False).eval().to(self.parts.input_device)
         self._least = math.log(config.threshold / (1 - config.threshold))
-        self._off = False
         self._seen = SeenText()
         self._memory: dict[tuple[int, ...], _Entry] = {}
-        self._handle = self.parts.backbone.register_forward_hook(self._answer, with_kwargs=True)
+        self._handles = (self.parts.backbone.register_forward_hook(self._answer, with_kwargs=True),)
 
     @torch.no_grad()
     def edit(self, requests: Sequence[EditRequest]) -> Update:
@@ -104,17 +102,6 @@ class Serac(TrainedMethod):
 
     def reset(self) -> None:
         self._memory.clear()
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        before, self._off = self._off, True
-        try:
-            yield
-        finally:
-            self._off = before
-
-    def close(self) -> None:
-        self._handle.remove()
 
     def state_bytes(self) -> int:
         memory = sum(entry.key.nbytes + 4 * len(entry.ids) for entry in self._memory.values())
@@ -148,7 +135,7 @@ class Serac(TrainedMethod):
     @torch.no_grad()
     def _answer(self, module: nn.Module, args: tuple, kwargs: dict, output):
         """Put the counterfactual model's hidden states where a text is in scope."""
-        if self._off or not self._memory:
+        if not self._enabled or not self._memory:
             return None
         text = self._seen.read(args, kwargs, output)
         hidden = output[0]

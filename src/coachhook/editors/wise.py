@@ -6,8 +6,7 @@ Legend: W0 base weight (d×m); W' = W0 + ΔW a side memory, kept as ΔW in float
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Annotated
 from weakref import WeakKeyDictionary
 
@@ -22,7 +21,7 @@ from coachhook.contexts import generate_prefixes
 from coachhook.devices import at
 from coachhook.edit_request import EditRequest
 from coachhook.editors.answers import AnswerBatch
-from coachhook.editors.base import Method, MethodConfig, Update
+from coachhook.editors.base import ForwardHookMethod, MethodConfig, Update
 from coachhook.editors.side_memory import Margins, SideMemory, margin_loss, routed, ties_merge
 from coachhook.hooks import real_tokens
 from coachhook.tokens import pad, pad_id
@@ -102,7 +101,7 @@ class _EditBatch:
         return change * answering[..., None], activations
 
 
-class Wise(Method):
+class Wise(ForwardHookMethod):
     """WISE at the rewrite module of one layer, answering in any ordinary forward pass.
 
     **Editing.** A batch trains the current shard: ΔW by plain SGD on the targets' likelihood (behind each prefix too)
@@ -134,7 +133,6 @@ class Wise(Method):
         self.parts.rewrite_module(self._layer)  # refuses a layer that does not exist
         self.prefixes = self._generate(config.context_templates, config.context_length, config.seed)
         self._unrelated = self._generate(config.unrelated_texts, config.unrelated_length, config.seed + 1)
-        self._enabled = True
         self._trained: Tensor | None = None
         self._real: Tensor | None = None
         self._earlier: Tensor | None = None
@@ -178,18 +176,6 @@ class Wise(Method):
     def memories(self) -> list[SideMemory]:
         """Those that answer: merged ones, whole shards, and the shard that is being filled."""
         return [*self._merged, *self._shards, *([self._current] if self._current else [])]
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        before, self._enabled = self._enabled, False
-        try:
-            yield
-        finally:
-            self._enabled = before
-
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
     def state_bytes(self) -> int:
         return sum(memory.delta.nbytes for memory in self.memories)
