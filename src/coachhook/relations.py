@@ -15,9 +15,9 @@ from coachhook.edit_request import EditRequest, RequestError
 
 # Words that change with the wording and not with what is asked. "when" stays: "when was {} born" asks for no place.
 _LITTLE = re.compile(
-    r"an?|the|of|in|on|at|to|for|by|with|from|as|and|or|is|are|was|were|be|been|being|do|does|did|has|have|had|can|could|"
-    r"would|what|which|who|whom|whose|where|how|that|its?|his|her|their|he|she|they|s|names?|types?|kinds?|listed|called|"
-    r"known|belongs?|part"
+    r"an?|the|of|in|on|at|to|for|by|with|from|as|and|or|is|are|was|were|be|been|being|do|does|did|has|have|had|can|"
+    r"could|would|what|which|who|whom|whose|where|how|that|its?|his|her|their|he|she|they|s|names?|types?|kinds?|"
+    r"listed|called|known|belongs?|part"
 )
 
 
