@@ -13,7 +13,7 @@ from weakref import WeakSet
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from coachhook.covariance import Covariance, CovarianceError, check_matrices, read_covariance
+from coachhook.covariance_file import Covariance, check_matrices, read_covariance
 from coachhook.edit_request import EditRequest, RequestError
 from coachhook.editors.base import Method, Update
 from coachhook.errors import CoachHookError
@@ -22,6 +22,7 @@ from coachhook.journal import JournalError, Step
 from coachhook.keys import encode_edit
 from coachhook.metrics import Metrics, predict, predict_base, questions, score, summarise
 from coachhook.saved_edits import BaseModelIdentity, read_edits, read_tokenizer, write_edits
+from coachhook.solver import CovarianceError
 
 _edited: WeakSet[PreTrainedModel] = WeakSet()  # models with an open editor
 

@@ -80,7 +80,9 @@ def refuse_if_too_large(needs: Needs, available: Available) -> None:
     ]
     for name, wanted, there, detail, advice in checks:
         if wanted > there:
-            raise PreflightError(f"{needs.job}: needs {size(wanted)} of {name}{detail}, {size(there)} are free; {advice}")
+            raise PreflightError(
+                f"{needs.job}: needs {size(wanted)} of {name}{detail}, {size(there)} are free; {advice}"
+            )
 
 
 def size(count: int) -> str:
