@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coachhook.architectures import ModelParts
+from coachhook.architectures import ModelParts, weight_matrix
 from coachhook.second_moment import sketch_bytes
 
-_MLP_COPIES = 4  # tensors as wide as the keys that a block holds at once: gelu_new's; gated units take three
-_BLOCK_COPIES = 3  # tensors as wide as the hidden state beside them: residual, normed, attention's output
+MLP_COPIES = 4  # tensors as wide as the keys that a block holds at once: gelu_new's; gated units take three
+BLOCK_COPIES = 6  # tensors as wide as the hidden state beside them: residual, normed, attention's inputs and output
+LIBRARIES = 100_000_000
+"""Bytes that torch and transformers themselves take once they run."""
 
 
 def weight_bytes(parts: ModelParts) -> int:
@@ -16,14 +18,19 @@ def weight_bytes(parts: ModelParts) -> int:
     return sum(parameter.nbytes for parameter in parts.model.parameters())
 
 
+def hidden_width(parts: ModelParts) -> int:
+    """d, the width of the hidden states."""
+    return weight_matrix(parts.rewrite_module(0)).shape[0]
+
+
 def covariance_memory(
     parts: ModelParts, layers: Sequence[int], max_tokens: int, batch_tokens: int, longest: int, background: int
 ) -> dict[str, int]:
     """Bytes at the peak of `compute_covariance`, by what they are for; all on the model's device but the sample.
 
-    With b tokens in a batch, L layers of width m and hidden states of width d, a batch is largest either where the
-    last layer's keys are made (the other layers' keys, 4 tensors b×m and 3 tensors b×d) or where the first layer is
-    counted (all keys, those gathered, in float64 besides, and the product m×m).
+    With b tokens in a batch, keys of width m and hidden states of width d, a batch is largest either where the last
+    layer's keys are made (the other layers' keys, 4 tensors b×m and 6 tensors b×d) or where the first layer is
+    counted (all keys, gathered and in float64, and the product m×m).
 
     Arguments:
         parts: of the model itself, or of one on the meta device.
@@ -31,8 +38,8 @@ def covariance_memory(
     """
     batch = min(max(batch_tokens, longest), max_tokens)
     widths = [parts.width(layer) for layer in layers]
-    widest, hidden, item = max(widths), parts.head.weight.shape[1], parts.head.weight.itemsize
-    making = batch * item * (sum(widths) + (_MLP_COPIES - 1) * widest + _BLOCK_COPIES * hidden)
+    widest, hidden, item = max(widths), hidden_width(parts), parts.head.weight.itemsize
+    making = batch * item * (sum(widths) + (MLP_COPIES - 1) * widest + BLOCK_COPIES * hidden)
     counting = batch * item * sum(widths) + 8 * batch * widest + 8 * widest**2
     return {
         "weights": weight_bytes(parts),
@@ -40,4 +47,5 @@ def covariance_memory(
         "a batch": max(making, counting),
         "sample of keys": sum(4 * width * background for width in widths),
         "convergence": sum(sketch_bytes(width) for width in widths) + 2 * sketch_bytes(widest),
+        "libraries": LIBRARIES,
     }
