@@ -6,8 +6,6 @@ python benchmarks/covariance_memory.py --shape small          a shape that takes
 
 import argparse
 import resource
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 

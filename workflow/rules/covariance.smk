@@ -13,7 +13,7 @@ rule compute_covariance:
     threads: 2
     params:
         command=get_covariance_command,
-        code=code_digest("covariance"),
+        code=code_digest("covariance", "texts"),
     message:
         "Covariance of {wildcards.model}: restored by DVC, or computed"
     script:
