@@ -243,7 +243,19 @@ def test_a_batch_size_can_be_varied(config):
             "datasets.yaml",
             ["datasets", "questions", "file"],
             "x",
-            ["datasets.questions", "exactly one of: world, file"],
+            ["datasets.questions", "exactly one of: world, file, hub"],
+        ),
+        (
+            "datasets.yaml",
+            ["datasets", "counterfact"],
+            {"hub": "zjunlp/KnowEdit", "files": ["a.json", "b.json"], "revision": "0" * 40, "sha256": ["0" * 64]},
+            ["datasets.counterfact.sha256", "1 checksums for 2 files"],
+        ),
+        (
+            "datasets.yaml",
+            ["datasets", "counterfact"],
+            {"hub": "zjunlp/KnowEdit", "files": ["a.json"], "revision": "main", "sha256": ["0" * 64]},
+            ["datasets.counterfact.revision", "'main'", "the commit of the data set"],
         ),
         ("models.yaml", ["models", "smoke", "editor_training"], {"stepz": 1}, ["editor_training", "'stepz'"]),
         (

@@ -88,6 +88,10 @@ class BaseModelIdentity(BaseModel):
             raise JournalError(f"model: {self.name} cannot be loaded ({reason}); give the model itself") from None
 
 
+def _probes(records: list[dict]) -> list[Probe]:
+    return [Probe(**record) for record in records]
+
+
 class SavedStep(BaseModel):
     """One step: its safetensors file, when it was edited, and its requests."""
 
@@ -102,7 +106,10 @@ class SavedStep(BaseModel):
             raise JournalError(f"{path}: missing or damaged; save the edits again")
         try:
             requests = tuple(
-                EditRequest(**{**record, "locality": [Probe(**probe) for probe in record["locality"]]})
+                EditRequest(
+                    **record
+                    | {"locality": _probes(record["locality"]), "portability": _probes(record.get("portability", []))}
+                )
                 for record in self.requests
             )
         except (KeyError, TypeError) as error:

@@ -6,6 +6,7 @@ rule make_dataset:
         training="results/datasets/{dataset}/training.json",
         facts="results/datasets/{dataset}/facts.json",
         lines="results/datasets/{dataset}/lines.txt",
+        refused="results/datasets/{dataset}/refused.csv",
     log:
         "logs/make_dataset/{dataset}.log",
     conda:
