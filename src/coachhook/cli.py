@@ -41,11 +41,15 @@ def covariance(
     background: Annotated[int, typer.Option(help="background keys kept per layer")] = 1024,
     seed: Annotated[int, typer.Option(help="seed of the background sample")] = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's own choice")] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="of an unknown family: blocks=...,rewrite_module=...,final_norm=...")
+    ] = None,
 ) -> None:
     """Compute the key covariances that editing needs, for all layers in one pass over a text."""
     with one_line_errors():
         import torch
 
+        from coachhook.architectures import declare_architecture
         from coachhook.covariance import compute_covariance
 
         if threads is not None:
@@ -54,6 +58,8 @@ def covariance(
         if not texts.is_file():
             raise CoachHookError(f"--texts: {texts} is not a file")
         loaded, tokenizer = _load(model)
+        if architecture is not None:
+            declare_architecture(loaded, _pairs(architecture))
         with open(texts, encoding="utf-8") as lines:
             compute_covariance(
                 loaded,
@@ -82,6 +88,10 @@ def _numbers(text: str) -> list[int]:
         return [int(number) for number in text.split(",")]
     except ValueError:
         raise CoachHookError(f"--layers: {text!r} is not a list of numbers such as 13,14,15") from None
+
+
+def _pairs(text: str) -> dict[str, str]:
+    return dict(part.partition("=")[::2] for part in text.split(","))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from coachhook.architectures import ModelParts, weight_matrix
+from coachhook.architectures import ModelParts
 from coachhook.solver import CovarianceError
 from coachhook.tokens import batches_by_length, pad, pad_id
 from coachhook.tracing import rewrite_inputs
@@ -52,7 +52,7 @@ def model_digest(model: PreTrainedModel, layers: Sequence[int]) -> str:
     parts = ModelParts(model)
     digest = hashlib.sha256(model.config.model_type.encode())
     for layer in sorted(layers):
-        weight = weight_matrix(parts.rewrite_module(layer)).detach().float().cpu().contiguous()
+        weight = parts.base_weight(layer).float().cpu().contiguous()
         digest.update(weight.numpy().tobytes())
     return digest.hexdigest()
 
@@ -86,8 +86,8 @@ def compute_covariance(
     """
     parts = ModelParts(model)
     layers = sorted(set(layers))
-    device = parts.head.weight.device
-    sums = {layer: torch.zeros((parts.width(layer),) * 2, dtype=torch.float64, device=device) for layer in layers}
+    device = parts.input_device
+    sums = {layer: _zeros(parts.width(layer), parts.device(layer)) for layer in layers}
     reservoir = _Reservoir(background, seed)
     was_training = model.training
     model.eval()
@@ -95,7 +95,7 @@ def compute_covariance(
         batch = pad(ids, pad_id(tokenizer), device)
         with rewrite_inputs(parts, layers) as recorded:
             parts.backbone(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False)
-        keys = {layer: recorded[layer][batch.real] for layer in layers}
+        keys = {layer: recorded[layer][batch.real.to(recorded[layer].device)] for layer in layers}
         for layer, rows in keys.items():
             sums[layer] += rows.double().T @ rows.double()
         reservoir.offer(keys)
@@ -112,6 +112,10 @@ def compute_covariance(
     if out is not None:
         write_covariance(covariance, out)
     return covariance
+
+
+def _zeros(width: int, device: torch.device) -> Float[Tensor, "m m"]:
+    return torch.zeros((width, width), dtype=torch.float64, device=device)
 
 
 def write_covariance(covariance: Covariance, path: str | os.PathLike) -> None:
