@@ -120,3 +120,16 @@ def requests():
         EditRequest(s, p, t, paraphrases=("Where was {} born?",), locality=(rome, turing), case_id=i)
         for i, (s, p, t) in enumerate(people)
     ]
+
+
+@pytest.fixture(scope="session")
+def tasks(tmp_path_factory):
+    """A folder of tasks for lm-eval; what datasets keeps of their data goes with it."""
+    import datasets
+    from ability_tasks import write_tasks
+
+    folder, before = tmp_path_factory.mktemp("tasks"), datasets.config.HF_DATASETS_CACHE
+    write_tasks(folder)
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    yield folder
+    datasets.config.HF_DATASETS_CACHE = before

@@ -11,16 +11,27 @@ from dataclasses import dataclass, field
 
 import torch
 
-BLOCK = {"gpt2": "transformer.h.{}", "gptj": "transformer.h.{}", "llama": "model.layers.{}"}
-REWRITE = {"gpt2": "mlp.c_proj", "gptj": "mlp.fc_out", "llama": "mlp.down_proj"}
+BLOCK = {
+    "gpt2": "transformer.h.{}",
+    "gptj": "transformer.h.{}",
+    "gpt_neox": "gpt_neox.layers.{}",
+    "opt": "model.decoder.layers.{}",
+}
+REWRITE = {
+    "gpt2": "mlp.c_proj",
+    "gptj": "mlp.fc_out",
+    "gpt_neox": "mlp.dense_4h_to_h",
+    "opt": "fc2",
+    "phi": "mlp.fc2",
+}
 
 
 def block(model, layer):
-    return model.get_submodule(BLOCK[model.config.model_type].format(layer))
+    return model.get_submodule(BLOCK.get(model.config.model_type, "model.layers.{}").format(layer))
 
 
 def rewrite_module(model, layer):
-    return block(model, layer).get_submodule(REWRITE[model.config.model_type])
+    return block(model, layer).get_submodule(REWRITE.get(model.config.model_type, "mlp.down_proj"))
 
 
 def base_weight(model, layer):
@@ -66,7 +77,7 @@ def run(model, ids, hooks=None, added=None):
 
     def on_rewrite(layer):
         def answer(module, args, output):
-            keys = args[0][0]
+            keys = args[0].reshape(-1, args[0].shape[-1])  # one prompt; OPT leaves its batch of one out
             seen.keys[layer] = keys.detach()
             if layer not in (hooks or {}):
                 return None
@@ -75,10 +86,11 @@ def run(model, ids, hooks=None, added=None):
             bias = 0 if getattr(module, "bias", None) is None else module.bias
             edited = keys @ (base_weight(model, layer) + delta).T + bias
             if hook.alpha is None:
-                return edited[None]
+                return edited.view(output.shape)
             scores = z_scores((keys @ delta.T).norm(dim=-1))
-            rows = [edited[t] if scores[t] >= hook.alpha else output[0, t] for t in range(len(keys))]
-            return torch.stack(rows)[None]
+            base = output.view(edited.shape)
+            rows = [edited[t] if scores[t] >= hook.alpha else base[t] for t in range(len(keys))]
+            return torch.stack(rows).view(output.shape)
 
         return answer
 
@@ -255,3 +267,38 @@ def generated(model, tokenizer, prompt, answer):
     for _ in token_ids(tokenizer, " " + answer):
         ids = [*ids, model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax().item()]
     return tuple(ids[start:])
+
+
+@torch.no_grad()
+def mean_log_likelihood(model, tokenizer, prompt, answer):
+    """Mean over the answer's tokens of log P(token | what stands before it)."""
+    start, target = token_ids(tokenizer, prompt), token_ids(tokenizer, " " + answer)
+    logits = model(torch.tensor([[*start, *target]]), use_cache=False).logits[0]
+    of_tokens = [logits[len(start) - 1 + i].log_softmax(-1)[token].item() for i, token in enumerate(target)]
+    return sum(of_tokens) / len(of_tokens)
+
+
+def rome(model, tokenizer, requests):
+    """ROME's successes and magnitudes, by request and prompt; requests without a true answer are left out."""
+    lists = {kind: [] for kind in ("efficacy", "paraphrase", "neighbourhood")}
+    for request in requests:
+        if request.target_true is None:
+            continue
+        neighbours = [probe.prompt for probe in request.locality if probe.kind == "other_subject"]
+        prompts = {"efficacy": [request.text], "paraphrase": request.paraphrase_texts, "neighbourhood": neighbours}
+        for kind, texts in prompts.items():
+            successes, magnitudes = [], []
+            for text in texts:
+                new = mean_log_likelihood(model, tokenizer, text, request.target_new)
+                true = mean_log_likelihood(model, tokenizer, text, request.target_true)
+                wanted, other = (true, new) if kind == "neighbourhood" else (new, true)
+                successes.append(wanted > other)
+                magnitudes.append(math.exp(wanted) - math.exp(other))
+            lists[kind].append((sum(successes) / len(texts), sum(magnitudes) / len(texts)))
+    found = {}
+    for kind, pairs in lists.items():
+        found[kind] = sum(success for success, _ in pairs) / len(pairs)
+        found[f"{kind}_magnitude"] = sum(magnitude for _, magnitude in pairs) / len(pairs)
+    three = [found[kind] for kind in lists]
+    found["score"] = 3 / sum(1 / success for success in three) if all(three) else 0.0
+    return found

@@ -19,9 +19,10 @@ def stream(tmp_path):
     return directory
 
 
-def test_only_measured_steps_are_rows(stream):
+def test_measured_steps_are_rows(stream):
     frame = figures.data("cost", [stream])
-    assert frame["edits"].tolist() == [5, 10, 100, 125]  # neither 1 nor 1,000 was measured
+    frame = frame[frame["measured"]]
+    assert frame["edits"].tolist() == [5, 10, 100, 125]
     steps = rows_of(stream)[:-1]
     assert frame["state_bytes"].tolist() == [steps[step - 1]["state_bytes"] for step in (1, 2, 20, 25)]
     assert frame["journal_bytes"].tolist() == [
@@ -31,11 +32,28 @@ def test_only_measured_steps_are_rows(stream):
     assert frame["seconds_per_edit"].iloc[-1] == pytest.approx(sum(step["seconds"] for step in steps) / 125)
 
 
+def test_what_no_step_measured_lies_on_the_streams_line(stream):
+    frame = figures.data("cost", [stream]).set_index("edits")
+    assert frame.index.tolist() == [1, 5, 10, 100, 125, 1000]
+    estimated = frame[~frame["measured"]]
+    assert estimated.index.tolist() == [1, 1000]
+    first, last = frame.state_bytes[[5, 125]]
+    slope = (last - first) / 120
+    assert estimated["state_bytes"].tolist() == pytest.approx(
+        [max(first - 4 * slope, slope), first + 995 * slope], abs=1
+    )
+    per_edit = frame.journal_bytes[125] / 125
+    assert estimated["journal_bytes"].tolist() == pytest.approx([per_edit, 1000 * per_edit], abs=1)
+    assert estimated["checkpoint_bytes"].tolist() == [5_000_000, 5_000_000 * 200]
+    assert estimated["seconds_per_edit"].isna().all()
+
+
 def test_growth_and_slowdown_stand_at_the_end(stream):
     frame = figures.data("cost", [stream])
-    assert frame["forward_slowdown"].isna().tolist() == [True, True, True, False]
-    assert frame["forward_slowdown"].iloc[-1] == rows_of(stream)[-1]["forward_slowdown"]
-    assert frame["state_bytes_per_100_edits"].iloc[-1] == pytest.approx(1.1e3 * 100)
+    assert frame.loc[frame["forward_slowdown"].notna(), "edits"].tolist() == [125]
+    last = frame.set_index("edits").loc[125]
+    assert last["forward_slowdown"] == rows_of(stream)[-1]["forward_slowdown"]
+    assert last["state_bytes_per_100_edits"] == pytest.approx(1.1e3 * 100)
 
 
 def test_one_step_shows_no_growth(tmp_path):

@@ -88,10 +88,12 @@ def test_memit_forgets_what_the_no_hook_ablation_remembers(tokenizer, requests, 
         first = editor.edit(requests[:3]).update
         runs[method] = first, editor.edit(requests[3:]).update
     ablation, memit = runs["coachhook-nohook"], runs["memit"]
+    assert memit[0].tensors
     for name, tensor in memit[0].tensors.items():
         assert torch.equal(tensor, ablation[0].tensors[name])
     for layer in LAYERS:
-        past = memit[0].tensors[f"keys.{layer}"]
+        assert f"keys.{layer}" not in memit[0].tensors  # its journal keeps what a later solve needs, and no more
+        past = ablation[0].tensors[f"keys.{layer}"]
         spared, forgotten = (run[1].tensors[f"right.{layer}"].T @ past for run in (ablation, memit))
         assert spared.norm() < 0.9 * forgotten.norm()
 

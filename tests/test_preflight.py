@@ -111,7 +111,8 @@ def test_memit_forgets_its_keys():
     model = build_model("gpt2")
     memit, coachhook = (plan_stream(model, name, LAYERS, edits=500, batch_size=5) for name in ("memit", "coachhook"))
     assert coachhook.parts["past keys"] == 2 * 8 * (2 * 48 * 500 + 500**2)
-    assert memit.parts.get("past keys", 0) == coachhook.parts["past keys"] * ("memit" == "coachhook")
+    assert "past keys" not in memit.parts
+    assert memit.parts["journal"] == 500 * 2 * 4 * (32 + 48)
 
 
 def test_what_a_block_keeps_for_the_gradient_is_counted_right(family):
@@ -132,7 +133,7 @@ def test_what_a_block_keeps_for_the_gradient_is_counted_right(family):
             model.base_model(inputs_embeds=torch.ones(1, 64, 32, requires_grad=True), use_cache=False)
         kept[blocks] = sum(count for count, _ in seen.values())
     expected = (kept[2] - kept[1]) / 64
-    assert saved_bytes_per_token(model_shape(config, "float32")) == pytest.approx(expected, rel=0.25)
+    assert saved_bytes_per_token(model_shape(config, "float32")) == pytest.approx(expected, rel=0.02)
 
 
 def test_more_edits_and_larger_batches_need_more():

@@ -172,7 +172,7 @@ def test_a_bad_record_is_refused_or_listed(tmp_path, record, words):
         (json.dumps([OWN, OWN])[:-30], "no valid JSON at line 1, column"),
         (json.dumps([OWN], indent=1)[:-30], "no valid JSON at line 6, column"),
         (json.dumps(OWN) + "\n" + json.dumps(OWN)[:-4], "no valid JSON at line 2, column"),
-        (json.dumps({"en": OWN}), "not a list; put the requests between [ and ]"),
+        (json.dumps("text"), "not a list; put the requests between [ and ]"),
         ("3", "it holds 3, not a list"),
     ],
 )

@@ -1,13 +1,14 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import build_model
 from test_editors import logits, make_editor
 
-from coachhook import Editor
+from coachhook import Editor, Probe
 from coachhook.covariance import CovarianceError
 from coachhook.errors import CoachHookError
 from coachhook.journal import JournalError
@@ -48,7 +49,9 @@ def test_what_is_saved_is_readable_and_no_pickle(editor, requests, tmp_path):
     assert endings == {".json", ".safetensors"}
 
 
-def test_requests_come_back(editor, tmp_path):
+def test_requests_come_back(editor, requests, tmp_path):
+    follows = Probe("What follows is", "Oslo", "portability")
+    editor.edit([replace(requests[5], portability=[follows])])
     editor.save_pretrained(tmp_path)
     loaded = Editor.from_pretrained(tmp_path, build_model("gpt2"))
     for step, original in zip(loaded.journal, editor.journal, strict=True):

@@ -84,7 +84,9 @@ def test_their_loader_finds_all_that_it_asks_for(covariances, tmp_path):
         state = {name.removeprefix("mom2."): file[name] for name in file.files if name.startswith("mom2.")}
     assert state["mom2"].dtype == np.float32
     expected = covariances["gpt2"].matrices[1]
-    torch.testing.assert_close(torch.from_numpy(state["mom2"]).double() / int(state["count"]), expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        torch.from_numpy(state["mom2"]).double() / int(state["count"]), expected, rtol=1e-6, atol=1e-9
+    )
 
 
 def refused(words, *args):

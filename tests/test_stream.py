@@ -7,17 +7,22 @@ import random
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import LAYERS, build_model
 
-from coachhook import Editor, EditRequest
+from coachhook import Editor, EditRequest, Probe
 from coachhook.covariance import write_covariance
 from coachhook.editors.mend import Mend, MendConfig, MendTraining
 from coachhook.errors import CoachHookError
+from coachhook.figure_data import collect
+from coachhook.metrics import PROTOCOLS
+from coachhook.metrics.questions import KINDS
 from coachhook.stream import StreamConfig, draw_requests, run_stream
+from coachhook.tables import over_seeds, per_seed
 
 # The server imports everything once; each stream is then a process of its own that can be killed.
 processes = multiprocessing.get_context("forkserver")
@@ -245,6 +250,14 @@ def test_a_stream_killed_at_random_times_ends_with_the_same_bytes(inputs, unbrok
     assert finish(inputs, tmp_path) == unbroken[1]
 
 
+def test_what_a_kill_left_half_written_is_removed(inputs, unbroken, tmp_path):
+    shutil.copytree(unbroken[0] / "steps", tmp_path / "steps")
+    for name in (".000002.records.parquet.77.tmp", ".000003.safetensors.77.tmp", ".thesis.tmp"):
+        (tmp_path / "steps" / name).write_text("half")
+    assert finish(inputs, tmp_path) == unbroken[1]
+    assert [path.name for path in (tmp_path / "steps").glob(".*")] == [".thesis.tmp"]
+
+
 def test_a_finished_stream_neither_edits_nor_evaluates_again(inputs, tmp_path, monkeypatch):
     config = StreamConfig(**{**CONFIG, "edits": 4, "protocols": ("easyedit",)})
     run_stream(config, *inputs, **folders(tmp_path))
@@ -340,6 +353,79 @@ def test_records_have_the_agreed_columns(unbroken):
     assert records.score.between(0, 1).all()
 
 
+ROME = ("efficacy", "paraphrase", "neighbourhood")
+MAGNITUDES = tuple(f"{name}_magnitude" for name in ROME)
+
+
+@pytest.fixture(scope="module")
+def rivals(requests):
+    """The requests with true answers but for the first, and what follows from the second and the third edit."""
+    true = [None, "Paris", "London for many years", "Rome", "city of Rome and the river", "Oslo"]
+    follows = (Probe("The river of that city is the", "engine of many years", "portability"),)
+    changed = [replace(request, target_true=answer) for request, answer in zip(requests, true, strict=True)]
+    return [replace(request, portability=follows) if i in (1, 2) else request for i, request in enumerate(changed)]
+
+
+@pytest.mark.parametrize("round_", ["consecutive", "single"])
+def test_romes_numbers_stand_beside_those_that_every_protocol_has(inputs, rivals, tokenizer, tmp_path, round_):
+    changes = {"protocols": ("easyedit", "rome"), "round": round_, "z_scores": False}
+    config = StreamConfig(**{**CONFIG, **changes})
+    run_stream(config, rivals, *inputs[1:], **folders(tmp_path))
+    rows = {row["protocol"]: row for row in metrics_rows(tmp_path)}  # the last of each
+    rome, plain = rows["rome"], rows["easyedit"]
+    assert rome["not_scored"] == 1
+    assert [rome[name] for name in ROME] == [rome[name] for name in ("reliability", "generality", "locality")]
+    assert rome["locality_same_subject"] is None
+    assert "portability" not in rome
+    assert 0 <= plain["portability"] <= 1
+    assert not set(plain) & {*ROME, *MAGNITUDES, "score", "not_scored"}
+    records = pd.read_parquet(tmp_path / "out" / "records.parquet")
+    of_rome = records[(records.protocol == "rome") & (records.step == rome["step"])]
+    of_rome = records[records.protocol == "rome"] if round_ == "single" else of_rome
+    assert set(of_rome[of_rome.score.isna()].kind) == {*KINDS}  # those of the request without a true answer too
+    for name, kind in zip(ROME, ("edit", "paraphrase", "other_subject"), strict=True):
+        of_requests = of_rome[of_rome.kind == kind].groupby("request")[list(PROTOCOLS["rome"].columns)].mean()
+        assert of_requests.score.isna().sum() == 1
+        means = of_requests.mean()
+        found = rome[name], rome[f"{name}_magnitude"], rome[f"base_{name}"]
+        assert found == pytest.approx((means.score, means.magnitude, means.base_score), abs=1e-6)
+    assert (of_rome.score.dropna() == (of_rome.magnitude.dropna() > 0)).all()
+    assert records[records.protocol == "easyedit"].magnitude.isna().all()
+    assert (records[records.protocol == "easyedit"].kind == "portability").any()
+    if round_ == "consecutive":
+        editor = Editor(build_model("gpt2"), tokenizer, "coachhook", inputs[2], seed=3, **CONFIG["hyperparameters"])
+        stream = draw_requests(rivals, 6, CONFIG["seed"])
+        for start in (0, 2, 4):
+            editor.edit(stream[start : start + 2])
+        assert {k: rome[k] for k in editor.evaluate(stream, "rome").row()} == pytest.approx(
+            editor.evaluate(stream, "rome").row(), abs=1e-6
+        )
+
+
+def test_a_stream_scored_as_rome_does_is_resumed_and_put_in_tables(inputs, rivals, tmp_path):
+    changes = {"protocols": ("rome", "easyedit"), "z_scores": False}
+    directory = tmp_path / "model~m" / "dataset~d" / "method~coachhook" / "setting~default" / "seed~3"
+    process = start((rivals, *inputs[1:]), directory, ("after", "steps/000002.metrics.jsonl"), **changes)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert finish((rivals, *inputs[1:]), directory, **changes) == finish(
+        (rivals, *inputs[1:]), tmp_path / "b", **changes
+    )
+    frame = collect([directory / "out" / "metrics.jsonl"])
+    rows = {protocol: over_seeds(per_seed(frame, protocol)) for protocol in ("rome", "easyedit")}
+    assert {"score", "score_not_superseded"} <= set(rows["rome"])
+    assert {"portability", "portability_not_superseded"} <= set(rows["easyedit"])
+    last = metrics_rows(directory)[-2]
+    three = [last[name] for name in ROME]
+    harmonic = 3 / sum(1 / value for value in three) if all(three) else 0
+    assert rows["rome"].score[0] == pytest.approx(harmonic) == pytest.approx(last["score"])
+    assert rows["rome"].score_not_superseded[0] == pytest.approx(harmonic, abs=1e-6)  # nothing is superseded
+
+
+def metrics_rows(directory):
+    return [json.loads(line) for line in (directory / "out" / "metrics.jsonl").read_text().splitlines()]
+
+
 def test_z_scores_name_the_subjects_token(unbroken, tokenizer, requests):
     frame = pd.read_parquet(unbroken[0] / "out" / "zscores.parquet")
     assert list(frame.columns) == ["layer", "kind", "request", "role", "z"]
@@ -370,6 +456,17 @@ def test_superseded_requests_are_marked_in_the_records(model_dir, covariance, tm
     assert records[records.case_id == first].superseded.all()
 
 
+def test_a_request_without_a_case_id_has_none_in_the_records(model_dir, covariance, tmp_path):
+    pool = [
+        EditRequest("Italy", "The capital of {} is", "Oslo"),
+        EditRequest("Ada", "{} was born in", "Oslo", case_id=7),
+    ]
+    run_stream(
+        StreamConfig(**{**CONFIG, "edits": 2, "z_scores": False}), pool, model_dir, covariance, **folders(tmp_path)
+    )
+    assert set(pd.read_parquet(tmp_path / "out" / "records.parquet").case_id.dropna()) == {"7"}
+
+
 def test_the_stream_is_drawn_from_the_seed(requests):
     drawn = [[request.case_id for request in draw_requests(requests, 4, seed)] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
@@ -390,7 +487,7 @@ def test_the_last_step_is_always_evaluated(edits, batch, every, steps):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"protocols": ("rome",)}, "protocol 'rome' is unknown; use one of easyedit, generate"),
+        ({"protocols": ("roem",)}, "protocol 'roem' is unknown; use one of easyedit, generate, rome"),
         ({"method": "romeo"}, "method: 'romeo' is unknown"),
         ({"hyperparameters": {"lamda": 1}}, "lamda: "),
         ({"edits": 60}, "wants 60 edits"),

@@ -126,8 +126,9 @@ def test_a_data_set_is_streamed_as_often_as_asked(data_set):
 
 def test_a_streamed_covariance_is_that_of_the_same_documents(data_set, tokenizer):
     streamed = compute_covariance(build_model("gpt2"), tokenizer, HubTexts(str(data_set), "20231101.de", None), LAYERS)
-    local = compute_covariance(build_model("gpt2"), tokenizer, FileTexts((
-        *sorted((data_set / "20231101.de").iterdir()),)), LAYERS)
+    local = compute_covariance(
+        build_model("gpt2"), tokenizer, FileTexts((*sorted((data_set / "20231101.de").iterdir()),)), LAYERS
+    )
     assert streamed.tokens == local.tokens
     assert all((streamed.matrices[layer] == local.matrices[layer]).all() for layer in LAYERS)
 

@@ -11,19 +11,20 @@ import pandas as pd
 
 from coachhook.figure_data import StreamResultError, read_rows, runs
 
-_SHOWN_AT = (1, 10, 100, 1000, 10000)  # edits, besides the first and the last step
-_FIRST = ["method", "seed", "edits", "seconds_per_edit", "state_bytes", "journal_bytes", "checkpoint_bytes"]
+_SHOWN_AT = (1, 10, 100, 1000)  # edits, besides the first and the last step
+_FIRST = ["method", "seed", "edits", "measured", "seconds_per_edit", "state_bytes", "journal_bytes", "checkpoint_bytes"]
 _AT_END = ["state_bytes_per_100_edits", "forward_slowdown", "forward_ms_base", "forward_ms_edited", "tokens"]
 
 
 def cost(stream_dirs: Iterable[str | os.PathLike]) -> pd.DataFrame:
-    """What each stream of the setting "default" costs at 1, 10, 100, ... edits, at its first and at its last step.
+    """What each stream of the setting "default" costs at 1, 10, 100 and 1,000 edits, at its first and its last step.
 
-    Only steps that were measured are rows. `seconds_per_edit` is the mean over all edits so far; `state_bytes` what
-    answering takes besides the base model, `journal_bytes` what all steps so far take on disk; `checkpoint_bytes`, no
-    measurement, is the model's size times the steps: a checkpoint of the whole model after each. In a stream's last
-    row: the slow-down of a forward pass, and `state_bytes_per_100_edits`, the growth from the first step to the last
-    (NaN with one step).
+    `measured` is False where no step of the stream ended at that number of edits: bytes are then on the line
+    through its first and its last step (no less than one edit adds), and there is no time. `seconds_per_edit` is
+    the mean over all edits so far; `state_bytes` what answering takes besides the base model, `journal_bytes` what
+    all steps so far take on disk; `checkpoint_bytes`, no measurement, is the model's size times the steps: a
+    checkpoint of the whole model after each. In a stream's last row: the slow-down of a forward pass, and
+    `state_bytes_per_100_edits`, the growth from the first step to the last (NaN with one step).
     """
     rows = []
     for directory, run in runs(stream_dirs):
@@ -32,7 +33,7 @@ def cost(stream_dirs: Iterable[str | os.PathLike]) -> pd.DataFrame:
     if not rows:
         raise StreamResultError('no stream has the setting "default"')
     columns = [*_FIRST, *_AT_END, "step", "dataset", "model"]
-    return pd.DataFrame(rows)[columns]
+    return pd.DataFrame(rows)[columns].sort_values(["dataset", "model", "method", "seed", "edits"], ignore_index=True)
 
 
 def _cost(rows: list[dict]) -> Iterator[dict]:
@@ -46,4 +47,19 @@ def _cost(rows: list[dict]) -> Iterator[dict]:
         if step["edits"] in _SHOWN_AT or step in (steps[0], steps[-1]):
             sums = {"seconds_per_edit": seconds / step["edits"], "journal_bytes": journal}
             sums["checkpoint_bytes"] = model["model_bytes"] * step["step"]
-            yield step | sums | {name: model[name] if step is steps[-1] else np.nan for name in _AT_END}
+            at_end = {name: model[name] if step is steps[-1] else np.nan for name in _AT_END}
+            yield {"measured": True} | step | sums | at_end
+    if edits:
+        yield from _estimated(steps, journal, model["model_bytes"])
+
+
+def _estimated(steps: list[dict], journal: int, model_bytes: int) -> Iterator[dict]:
+    """Rows at the numbers of edits that no step ended at; `journal`: bytes of all steps."""
+    first, last = steps[0], steps[-1]
+    grown = (last["state_bytes"] - first["state_bytes"]) / (last["edits"] - first["edits"])
+    for edits in set(_SHOWN_AT) - {step["edits"] for step in steps}:
+        step = -(-edits // first["edits"])  # a stream's first step has a full batch
+        state = first["state_bytes"] + grown * (edits - first["edits"])
+        row = {"step": step, "edits": edits, "measured": False, "seconds_per_edit": np.nan}
+        row |= {"state_bytes": round(max(state, grown)), "journal_bytes": round(journal * edits / last["edits"])}
+        yield row | {"checkpoint_bytes": model_bytes * step} | dict.fromkeys(_AT_END, np.nan)

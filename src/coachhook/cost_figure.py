@@ -37,7 +37,7 @@ def cost(frame: pd.DataFrame) -> Figure:
 
 def _at_end(block: SubFigure, measured: pd.DataFrame) -> None:
     """Time per edit, growth of the state and slow-down, each measured when the stream had ended."""
-    last = measured[measured["edits"] == measured.groupby(["dataset", "method", "seed"])["edits"].transform("max")]
+    last = measured[measured["forward_slowdown"].notna()]
     methods, edits = method_order(last["method"]), _span(last["edits"])
     panels = block.subplots(1, 3, sharey=True)
     quantities = {
@@ -62,10 +62,11 @@ def _at_end(block: SubFigure, measured: pd.DataFrame) -> None:
 
 
 def _over_edits(block: SubFigure, measured: pd.DataFrame) -> None:
-    """Bytes over the number of edits, at those numbers that were measured; copies of the model beside them."""
+    """Bytes over the number of edits, hollow marks where they are not measured; copies of the model beside them."""
     panels = block.subplots(1, 2, sharey=True)
     titles = {"state_bytes": "state that answering takes, in memory", "journal_bytes": "journal of the steps, on disk"}
     copies, edits = measured.groupby("edits")["checkpoint_bytes"].mean(), sorted(measured["edits"].unique())
+    known = set(measured.loc[measured["measured"], "edits"])
     for axes, (name, title) in zip(panels, titles.items(), strict=True):
         lines = [(_COPIES, copies)]
         for method in method_order(measured["method"]):
@@ -74,10 +75,14 @@ def _over_edits(block: SubFigure, measured: pd.DataFrame) -> None:
         for look, values in lines:
             looks = {"color": look.colour, "marker": look.marker, "linestyle": look.line, "label": look.label}
             axes.plot(values.index, values, **looks, markersize=4.5, linewidth=1)
+            estimated = values[[edits not in known for edits in values.index]]
+            if look.marker:
+                hollow = looks | {"linestyle": "", "label": "_hollow", "markerfacecolor": "white"}
+                axes.plot(estimated.index, estimated, **hollow, markersize=4.5)
         axes.set_xscale("log")
         axes.set_xticks(edits, [short(value) for value in edits])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set(title=title, xlabel="edits made")
+        axes.set(title=title, xlabel="edits made (hollow marks: extrapolated)")
     _bytes(panels[0].yaxis, measured[[*titles, "checkpoint_bytes"]].stack())
     for axes in panels:
         _label_ends(axes)
@@ -85,7 +90,8 @@ def _over_edits(block: SubFigure, measured: pd.DataFrame) -> None:
 
 def _label_ends(axes: Axes) -> None:
     """Names right of the lines' ends, moved up or down until none covers another; lines that end alike share one."""
-    ends = [(line.get_label(), line.get_xdata()[-1], line.get_ydata()[-1]) for line in axes.get_lines()]
+    lines = [line for line in axes.get_lines() if not line.get_label().startswith("_")]
+    ends = [(line.get_label(), line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines]
     to_axes = axes.transScale + axes.transLimits
     ends = sorted(((to_axes.transform((x, y))[1], x, y, label) for label, x, y in ends), key=lambda end: end[0])
     shared = [[ends[0]]]

@@ -84,7 +84,7 @@ def compute_covariance(
     longest = min(parts.context_length, document_tokens)
     _announce(covariance_memory(parts, layers, max_tokens, batch_tokens, longest, background))
     widths = {layer: parts.width(layer) for layer in layers}
-    devices = {layer: parts.rewrite_module(layer).weight.device for layer in layers}
+    devices = {layer: parts.device(layer) for layer in layers}
     moments = SecondMoments(widths, background, max_tokens, seed, devices)
     reader = Reader(tokenizer, texts, longest, max_tokens, batch_tokens)
     digest = model_digest(model, layers)
@@ -126,10 +126,9 @@ def _count(
     parts: ModelParts, layers: Sequence[int], reader: Reader, moments: SecondMoments, fill: int
 ) -> Iterator[None]:
     """Run every batch that is left and count its keys, with a line of progress now and then."""
-    device = parts.model.get_input_embeddings().weight.device
     told = time.monotonic()
     for ids in reader.batches():
-        batch = pad(ids, fill, device)
+        batch = pad(ids, fill, parts.input_device)
         with rewrite_inputs(parts, layers) as recorded:
             parts.backbone(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False)
         moments.add(recorded, batch.real)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from coachhook.architectures import ModelParts, weight_matrix
+from coachhook.architectures import ModelParts
 from coachhook.solver import CovarianceError
 
 _FORMAT = 1
@@ -50,7 +50,7 @@ def model_digest(model: PreTrainedModel, layers: Sequence[int]) -> str:
     parts = ModelParts(model)
     digest = hashlib.sha256(model.config.model_type.encode())
     for layer in sorted(layers):
-        weight = weight_matrix(parts.rewrite_module(layer)).detach().float().cpu().contiguous()
+        weight = parts.base_weight(layer).float().cpu().contiguous()
         digest.update(weight.numpy().tobytes())
     return digest.hexdigest()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coachhook.architectures import ModelParts, weight_matrix
+from coachhook.architectures import ModelParts
 from coachhook.second_moment import sketch_bytes
 
 MLP_COPIES = 4  # tensors as wide as the keys that a block holds at once: gelu_new's; gated units take three
@@ -16,11 +16,6 @@ LIBRARIES = 100_000_000
 def weight_bytes(parts: ModelParts) -> int:
     """Bytes of the model's weights; tied ones count once."""
     return sum(parameter.nbytes for parameter in parts.model.parameters())
-
-
-def hidden_width(parts: ModelParts) -> int:
-    """d, the width of the hidden states."""
-    return weight_matrix(parts.rewrite_module(0)).shape[0]
 
 
 def covariance_memory(
@@ -38,7 +33,7 @@ def covariance_memory(
     """
     batch = min(max(batch_tokens, longest), max_tokens)
     widths = [parts.width(layer) for layer in layers]
-    widest, hidden, item = max(widths), hidden_width(parts), parts.head.weight.itemsize
+    widest, hidden, item = max(widths), parts.shape(0)[0], parts.head.weight.itemsize
     making = batch * item * (sum(widths) + (MLP_COPIES - 1) * widest + BLOCK_COPIES * hidden)
     counting = batch * item * sum(widths) + 8 * batch * widest + 8 * widest**2
     return {

@@ -39,6 +39,20 @@ def checked_text(value: object, field: str, advice: str, case_id=None) -> str:
     return value
 
 
+def _find_word(word: str, text: str) -> int:
+    """Where `word` first stands in `text` as a whole word, else as a part of one; -1 where it does not.
+
+    No regular expression: compiling one per request would take most of the time of reading a large file.
+    """
+    start = first = text.find(word)
+    while start >= 0:
+        around = text[max(start - 1, 0) : start] + text[start + len(word) : start + len(word) + 1]
+        if not any(character.isalnum() or character == "_" for character in around):
+            return start
+        start = text.find(word, start + 1)
+    return first
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
     """A full prompt whose answer no edit may change; `kind` says whether it is about an edited subject.
@@ -146,32 +160,41 @@ class EditRequest:
             if "{}" in template and template.replace("{}", self.subject) == text:
                 start = template.index("{}")
                 return start, start + len(self.subject)
+        if (start := _find_word(self.subject, text)) >= 0:
+            return start, start + len(self.subject)
         subject = re.escape(self.subject)
-        for flags in (re.NOFLAG, re.IGNORECASE):
-            for pattern in (rf"(?<!\w){subject}(?!\w)", subject):
-                if found := re.search(pattern, text, flags):
-                    return found.span()
+        for pattern in (rf"(?<!\w){subject}(?!\w)", subject):
+            if found := re.search(pattern, text, re.IGNORECASE):
+                return found.span()
         problem = f'the subject {quoted(self.subject)} does not stand in {quoted(text)}; write it there, or "{{}}"'
         raise RequestError(problem, "prompt", self.case_id)
 
 
-def mark_superseded(requests: Iterable[EditRequest]) -> list[EditRequest]:
-    """The same requests in order, `superseded` where a later one gives the same fact a different target.
+def fact_keys(request: EditRequest) -> tuple[tuple[str, str, str], ...]:
+    """What names the fact that a request edits; two requests that share one of these edit the same fact.
 
-    The same fact: the same subject, and the same filled-in prompt or relation. Where no relation is known,
-    the old answer stands for it: ZsRE asks for one fact in several wordings.
+    The subject, with the filled-in prompt or the relation. Where no relation is known, the old answer stands for
+    it: ZsRE asks for one fact in several wordings.
+    """
+    keys = [("prompt", request.subject, request.text)]
+    if request.relation is not None:
+        keys.append(("relation", request.subject, request.relation))
+    elif request.target_true is not None:
+        keys.append(("true answer", request.subject, request.target_true.strip()))
+    return tuple(keys)
+
+
+def mark_superseded(requests: Iterable[EditRequest]) -> list[EditRequest]:
+    """The same requests in order, `superseded` exactly where a later one gives the same fact a different target.
+
+    Marks from elsewhere go: in a part of a stream other requests are superseded. The same fact: `fact_keys`.
     """
     later_targets: dict[tuple[str, str, str], set[str]] = {}
     marked = []
     for request in reversed(list(requests)):
-        facts = [("prompt", request.subject, request.text)]
-        if request.relation is not None:
-            facts.append(("relation", request.subject, request.relation))
-        elif request.target_true is not None:
-            facts.append(("true answer", request.subject, request.target_true.strip()))
         target = request.target_new.strip()
-        contradicted = any(later_targets.get(fact, set()) - {target} for fact in facts)
-        marked.append(replace(request, superseded=True) if contradicted else request)
-        for fact in facts:
+        contradicted = any(later_targets.get(fact, set()) - {target} for fact in fact_keys(request))
+        marked.append(request if request.superseded == contradicted else replace(request, superseded=contradicted))
+        for fact in fact_keys(request):
             later_targets.setdefault(fact, set()).add(target)
     return marked[::-1]

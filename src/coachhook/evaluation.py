@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ import pandas as pd
 from coachhook.edit_request import EditRequest
 from coachhook.editor import Editor
 from coachhook.journal import write_text
-from coachhook.metrics import Answers, Question, predict, questions, score, summarise
+from coachhook.metrics import PROTOCOLS, Answers, Columns, Question, predict, questions, score
 from coachhook.tokens import encode
 
 if TYPE_CHECKING:
@@ -47,14 +47,17 @@ class Evaluation:
             places = [place for place, question in enumerate(self._asked) if first <= question.request < edits]
             rows, metrics = [], []
             for protocol in self._protocols(step):
-                scores = self._scores(places, protocol)
-                rows.append(self._records(step, edits, protocol, places, scores))
-                metrics.append(self._metrics(step, edits, protocol, [self._asked[place] for place in places], scores))
+                asked, columns = [self._asked[place] for place in places], self._score(places, protocol)
+                rows.append(self._records(step, edits, protocol, asked, columns))
+                metrics.append(self._metrics(step, edits, protocol, asked, columns))
             _write_parquet(pd.concat(rows, ignore_index=True), records_path)
             write_text(metrics_path, "".join(json.dumps(row) + "\n" for row in metrics))
         shown = json.loads(metrics_path.read_text().splitlines()[0])
         scores = {name: shown[name] for name in ("reliability", "generality", "locality")}
-        return ": " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items() if value is not None)
+        notes = [f"{name} {value:.3f}" for name, value in scores.items() if value is not None]
+        if shown.get("not_scored"):
+            notes.append(f"{shown['not_scored']} requests without a true answer are not scored")
+        return ": " + ", ".join(notes)
 
     def write(self, out: Path) -> None:
         """Put the evaluations of all steps together, in order."""
@@ -80,42 +83,53 @@ class Evaluation:
         last = self._config.round == "single" or step == self._config.evaluation_steps()[-1]
         return self._config.protocols if last else self._config.protocols[:1]
 
-    def _scores(self, places: Sequence[int], protocol: str) -> list[float]:
+    def _score(self, places: Sequence[int], protocol: str) -> Columns:
         asked = [self._asked[place] for place in places]
         base = [self._base[protocol][place] for place in places]
         given = predict(self._editor.model, self._editor.tokenizer, asked, protocol)
         return score(self._editor.tokenizer, asked, given, base, protocol)
 
     def _records(
-        self, step: int, edits: int, protocol: str, places: Sequence[int], scores: Sequence[float]
+        self, step: int, edits: int, protocol: str, asked: Sequence[Question], columns: Columns
     ) -> pd.DataFrame:
-        asked = [self._asked[place] for place in places]
         frame = pd.DataFrame(
             {
                 "step": step,
                 "edits": edits,
                 "batch": [question.request // self._config.batch_size + 1 for question in asked],
                 "request": [question.request for question in asked],
-                "case_id": [str(self._stream[question.request].case_id) for question in asked],
+                "case_id": [self._case_id(question) for question in asked],
                 "kind": [question.kind for question in asked],
                 "prompt": [question.index for question in asked],
                 "protocol": protocol,
-                "score": scores,
+                "score": columns["score"],
                 "superseded": [self._stream[question.request].superseded for question in asked],
+                **columns,
             }
         )
         types = {"step": "int32", "edits": "int32", "batch": "int32", "request": "int32", "prompt": "int16"}
-        return frame.astype({**types, "score": "float32"})
+        return frame.astype({**types, **dict.fromkeys(columns, "float64"), "score": "float32"})
 
-    def _metrics(
-        self, step: int, edits: int, protocol: str, asked: Sequence[Question], scores: Sequence[float]
-    ) -> dict:
-        everything = summarise(asked, scores)
+    def _case_id(self, question: Question) -> str | None:
+        case_id = self._stream[question.request].case_id
+        return None if case_id is None else str(case_id)  # one type for the whole column
+
+    def _metrics(self, step: int, edits: int, protocol: str, asked: Sequence[Question], columns: Columns) -> dict:
+        """Every protocol's row has reliability, generality, locality and their mean; a protocol's own numbers follow.
+
+        Under "rome" the three are its efficacy, paraphrase and neighbourhood success, which stand there by these
+        names too, beside their magnitudes, the score, the base model's successes and the requests not scored.
+        """
+        summarise = PROTOCOLS[protocol].summarise
+        everything = summarise(asked, columns)
         first = (step - 1) * self._config.batch_size
-        latest = [(q, value) for q, value in zip(asked, scores, strict=True) if q.request >= first]
-        current = summarise(*zip(*latest, strict=True))
-        row = {"step": step, "edits": edits, "protocol": protocol, **asdict(everything), "mean": everything.mean}
-        row |= {f"{name}_current_batch": value for name, value in asdict(current).items()}
+        latest = [place for place, question in enumerate(asked) if question.request >= first]
+        current = summarise(
+            [asked[place] for place in latest],
+            {name: [values[place] for place in latest] for name, values in columns.items()},
+        )
+        row = {"step": step, "edits": edits, "protocol": protocol, **everything.row()}
+        row |= {f"{name}_current_batch": getattr(current, name) for name in everything.scores()}
         thresholds = self._editor.thresholds()
         row["alpha"] = thresholds and {str(layer): value for layer, value in thresholds.items()}
         return row
@@ -124,8 +138,12 @@ class Evaluation:
         """One row per protocol over all requests, each as it was right after its own batch; no α is common to them."""
         step = self._config.evaluation_steps()[-1]
         for protocol in self._config.protocols:
-            scores = records.score[records.protocol == protocol].tolist()  # in the order of the questions
-            yield {**self._metrics(step, len(self._stream), protocol, self._asked, scores), "alpha": None}
+            rows = records[records.protocol == protocol]  # in the order of the questions
+            columns = {
+                name: [None if math.isnan(value) else value for value in rows[name].tolist()]
+                for name in PROTOCOLS[protocol].columns
+            }
+            yield {**self._metrics(step, len(self._stream), protocol, self._asked, columns), "alpha": None}
 
     def _answered(self) -> Iterator[tuple[int, EditRequest]]:
         """The requests that the final model was edited with, with their places in the stream."""

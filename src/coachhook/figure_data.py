@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import harmonic_mean
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from coachhook.errors import CoachHookError
 RUN = ["model", "dataset", "method", "setting", "seed"]
 SCORES = ["reliability", "generality", "locality"]
 MORE_SCORES = ["locality_same_subject", "mean"]
+FURTHER_SCORES = ["portability", "score"]  # only where the requests have such probes, and where the protocol has one
 VALID = "_not_superseded"  # the same score without the requests that a later one contradicts
 _SCORE_OF_KIND = {
     "edit": "reliability",
@@ -79,6 +81,8 @@ def collect(stream_dirs: Iterable[str | os.PathLike], valid: bool = True) -> pd.
         of_valid = _scores_not_superseded(directory, single) if valid else {}
         for row in read_rows(directory / "metrics.jsonl"):
             row |= of_valid.get((row["step"], row["protocol"]), {})
+            if valid and "score" in row:
+                row[f"score{VALID}"] = harmonic_mean([row.get(f"{score}{VALID}", np.nan) for score in SCORES])
             thresholds = row.pop("alpha", None) or {}
             rows.append(run | row | {f"alpha_{layer}": alpha for layer, alpha in thresholds.items()})
     frame = pd.DataFrame(rows)
@@ -106,7 +110,8 @@ def _scores_not_superseded(directory: Path, single: bool) -> dict[tuple[int, str
     records = records[~records["superseded"]]
     of_request = records.groupby(["step", "protocol", "kind", "request"], observed=True)["score"].mean()
     scores = of_request.groupby(level=["step", "protocol", "kind"]).mean().unstack("kind")
-    scores = scores.reindex(columns=list(_SCORE_OF_KIND)).rename(columns=_SCORE_OF_KIND)
+    further = [kind for kind in scores if kind not in _SCORE_OF_KIND]  # they are called as their scores are
+    scores = scores.reindex(columns=[*_SCORE_OF_KIND, *further]).rename(columns=_SCORE_OF_KIND)
     scores["mean"] = scores[SCORES].mean(axis="columns")
     return scores.add_suffix(VALID).to_dict("index")
 

@@ -13,6 +13,8 @@ from safetensors.torch import save
 from coachhook.edit_request import EditRequest
 from coachhook.editors.base import Update
 from coachhook.errors import CoachHookError
+from coachhook.whole_files import write_bytes
+from coachhook.whole_files import write_text as write_text
 
 _FORMAT = 1
 
@@ -34,22 +36,6 @@ class Step:
     update: Update
     requests: tuple[EditRequest, ...]
     time: str
-
-
-def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file under a temporary name, sync it, and rename it."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """`write_bytes` of a text in UTF-8."""
-    write_bytes(path, text.encode())
 
 
 def step_path(directory: str | os.PathLike, step: int) -> Path:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from coachhook.architectures import ModelParts
+from coachhook.architectures import ModelParts, declared_architecture
 from coachhook.errors import CoachHookError
 
 Model = str | os.PathLike | PreTrainedConfig | PreTrainedModel
@@ -18,26 +19,28 @@ class ModelShapeError(CoachHookError, ValueError):
     """There is no configuration, or none of a causal language model, or no such dtype."""
 
 
-def model_shape(model: Model, dtype: str = "auto") -> ModelParts:
+def model_shape(model: Model, dtype: str = "auto", architecture: Mapping[str, str] | None = None) -> ModelParts:
     """The parts of a model on the meta device.
 
     Arguments:
         model: a directory or hub id (only its configuration is read), a configuration, or a loaded model.
         dtype: "float32", "float16", "bfloat16", or "auto": as the model was saved.
+        architecture: where a model of an unknown family keeps its parts; a loaded one's own where it is declared.
 
     Raises:
         ModelShapeError: the model cannot be built from what is given.
-        ArchitectureError: its family is unknown.
+        ArchitectureError: its parts are not found.
     """
     config = read_config(model)
     wanted = weights_dtype(config, dtype)
     try:
         with torch.device("meta"):
-            return ModelParts(AutoModelForCausalLM.from_config(config, dtype=wanted))
+            empty = AutoModelForCausalLM.from_config(config, dtype=wanted)
     except ValueError as error:
-        if isinstance(error, CoachHookError):
-            raise
         raise ModelShapeError(f"{config.model_type}: no causal language model ({_first_line(error)})") from None
+    if architecture is None and isinstance(model, PreTrainedModel):
+        architecture = declared_architecture(model)
+    return ModelParts(empty, architecture)
 
 
 def weights_dtype(config: PreTrainedConfig, name: str) -> torch.dtype:
@@ -81,8 +84,6 @@ def shallow_model(config: PreTrainedConfig, blocks: int, device: str, dtype: tor
         config.layer_types = config.layer_types[:blocks]
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    if device == "meta":
-        return model
     model.to_empty(device=device)
     model.tie_weights()
     with torch.no_grad():

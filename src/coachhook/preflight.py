@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import try_to_load_from_cache
 
+from coachhook.architectures import ModelParts
 from coachhook.covariance_memory import LIBRARIES, covariance_memory, weight_bytes
 from coachhook.hyperparameters import configure, registered
 from coachhook.model_shape import Model, model_shape
@@ -61,6 +62,7 @@ def plan_covariance(
     background: int = 1024,
     device: str = "cpu",
     dtype: str = "auto",
+    architecture: Mapping[str, str] | None = None,
     speed: Speed | None = None,
 ) -> Needs:
     """What `compute_covariance` with these arguments will need.
@@ -68,12 +70,13 @@ def plan_covariance(
     Arguments:
         model: a directory or hub id (only its configuration is read), a configuration, or a loaded model.
         dtype: "float32", "float16", "bfloat16", or "auto": as the model was saved.
+        architecture: where a model of an unknown family keeps its parts (see `Architecture`).
         speed: from `measure_speed`, for the time.
 
     Raises:
         ModelShapeError, ArchitectureError: the model cannot be built, or has no such layer.
     """
-    parts = model_shape(model, dtype)
+    parts = model_shape(model, dtype, architecture)
     layers = sorted(set(layers))
     longest = min(parts.context_length, document_tokens)
     memory = covariance_memory(parts, layers, max_tokens, batch_tokens, longest, background)
@@ -100,6 +103,7 @@ def plan_stream(
     hyperparameters: Mapping[str, object] | None = None,
     device: str = "cpu",
     dtype: str = "auto",
+    architecture: Mapping[str, str] | None = None,
     speed: Speed | None = None,
 ) -> Needs:
     """What a stream of `edits` requests in batches of `batch_size` will need.
@@ -108,7 +112,7 @@ def plan_stream(
     gradient and Adam's moments, and have no time.
 
     Arguments:
-        model, dtype, speed: as in `plan_covariance`.
+        model, dtype, architecture, speed: as in `plan_covariance`.
         evaluate_every: edits between two evaluations; None: after the last batch only.
         prompt_tokens: of a request's longest prompt with its target.
         hyperparameters: of the method, where they differ from its defaults.
@@ -123,7 +127,7 @@ def plan_stream(
     config = configure(method, method_class.config_class, given)
     every = edits if evaluate_every is None else evaluate_every
     stream = StreamConfig(method=method, edits=edits, batch_size=batch_size, evaluate_every=every)
-    parts = model_shape(model, dtype)
+    parts = model_shape(model, dtype, architecture)
     shape = StreamShape(parts, method_class, config, stream, min(prompt_tokens, parts.context_length))
     search = target_bytes(shape) if shape.locates else training_bytes(shape)
     memory = {
@@ -159,7 +163,7 @@ def _needs(
     return Needs(sum(memory.values()), sum(disk.values()), tokens, seconds, memory, disk, job, device, host)
 
 
-def _download(model: Model, parts) -> int:
+def _download(model: Model, parts: ModelParts) -> int:
     """Bytes of the weights, where they are on the hub and not here."""
     if not isinstance(model, str) or Path(model).exists():
         return 0

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pandas as pd
 
-from coachhook.figure_data import MORE_SCORES, SCORES
+from coachhook.figure_data import FURTHER_SCORES, MORE_SCORES, SCORES
 from coachhook.figure_style import method_order, method_style
 from coachhook.table_formats import restructured_text, span
 from coachhook.tables import ROW, percent, shown
@@ -27,7 +27,7 @@ def summary(means: pd.DataFrame) -> dict[str, float | int | None]:
         name = ".".join(row[key] for key in ROW)
         numbers[f"{name}.edits"] = int(row["edits"])
         numbers[f"{name}.seeds"] = int(row["seeds"])
-        for score in [*SCORES, *MORE_SCORES]:
+        for score in [*SCORES, *MORE_SCORES, *FURTHER_SCORES]:
             if pd.notna(row.get(score)):
                 deviation = row[f"{score}_sd"]
                 numbers[f"{name}.{score}"] = round(row[score], 4)

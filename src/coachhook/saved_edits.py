@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import coachhook
-from coachhook.architectures import ModelParts
+from coachhook.architectures import Architecture, ModelParts, declared_architecture
 from coachhook.covariance_file import model_digest
 from coachhook.edit_request import EditRequest, Probe
 from coachhook.editors.base import MethodConfig
@@ -45,6 +45,7 @@ class BaseModelIdentity(BaseModel):
     width: int
     dtype: str
     digests: dict[int, str]
+    architecture: Architecture | None = None  # where it was declared
 
     @classmethod
     def of(cls, model: PreTrainedModel, edited: Sequence[int]) -> BaseModelIdentity:
@@ -55,9 +56,10 @@ class BaseModelIdentity(BaseModel):
             revision=getattr(model.config, "_commit_hash", None),
             family=model.config.model_type,
             layers=count,
-            width=model.config.hidden_size,
+            width=model.config.get_text_config().hidden_size,
             dtype=str(model.dtype).removeprefix("torch."),
             digests={layer: model_digest(model, [layer]) for layer in edited if layer < count},
+            architecture=declared_architecture(model),
         )
 
     def differences(self, other: BaseModelIdentity) -> list[str]:
@@ -88,6 +90,10 @@ class BaseModelIdentity(BaseModel):
             raise JournalError(f"model: {self.name} cannot be loaded ({reason}); give the model itself") from None
 
 
+def _probes(records: list[dict]) -> list[Probe]:
+    return [Probe(**record) for record in records]
+
+
 class SavedStep(BaseModel):
     """One step: its safetensors file, when it was edited, and its requests."""
 
@@ -102,7 +108,10 @@ class SavedStep(BaseModel):
             raise JournalError(f"{path}: missing or damaged; save the edits again")
         try:
             requests = tuple(
-                EditRequest(**{**record, "locality": [Probe(**probe) for probe in record["locality"]]})
+                EditRequest(
+                    **record
+                    | {"locality": _probes(record["locality"]), "portability": _probes(record.get("portability", []))}
+                )
                 for record in self.requests
             )
         except (KeyError, TypeError) as error:

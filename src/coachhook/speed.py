@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from coachhook.architectures import ModelParts
 from coachhook.model_shape import Model, read_config, shallow_model, weights_dtype
 
 _BLOCKS = 2
 _TOKENS = (64, 256, 1024, 4096)
-_PRODUCT_WIDTH = 2048
+_LENGTH = 64  # tokens of a row: any context holds them
+_PRODUCT_WIDTH = 1024
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,24 @@ def measure_speed(model: Model, device: str = "cpu", dtype: str = "auto", second
     """
     config = read_config(model)
     shallow = shallow_model(config, _BLOCKS, device, weights_dtype(config, dtype))
-    parts = ModelParts(shallow)
-    width = min(parts.width(0), _PRODUCT_WIDTH)
+    head = shallow.get_output_embeddings()
 
     def run_blocks(tokens: int) -> None:
-        rows = -(-tokens // parts.context_length)
-        ids = torch.zeros((rows, tokens // rows), dtype=torch.long, device=device)
-        parts.backbone(input_ids=ids, use_cache=False)
+        ids = torch.zeros((-(-tokens // _LENGTH), min(tokens, _LENGTH)), dtype=torch.long, device=device)
+        shallow.base_model(input_ids=ids, use_cache=False)
 
     def run_head(tokens: int) -> None:
-        weight = parts.head.weight
-        parts.head(torch.zeros((tokens, weight.shape[1]), dtype=weight.dtype, device=device))
+        head(torch.zeros((tokens, head.weight.shape[1]), dtype=head.weight.dtype, device=device))
 
     def run_product(tokens: int) -> None:
-        keys = torch.ones((tokens, width), dtype=torch.float64, device=device)
+        keys = torch.ones((tokens, _PRODUCT_WIDTH), dtype=torch.float64, device=device)
         keys.T @ keys
 
     share = seconds / 3
     return Speed(
         _seconds_per_token(run_blocks, device, share) / _BLOCKS,
         _seconds_per_token(run_head, device, share),
-        _seconds_per_token(run_product, device, share) / width**2,
+        _seconds_per_token(run_product, device, share) / _PRODUCT_WIDTH**2,
     )
 
 

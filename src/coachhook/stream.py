@@ -6,29 +6,32 @@ import hashlib
 import json
 import logging
 import os
-import random
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coachhook.base_answers import base_answers
 from coachhook.cost import StepCost, measure_forward, write_costs, write_step_cost
-from coachhook.edit_request import EditRequest, RequestError, mark_superseded
+from coachhook.edit_request import EditRequest, RequestError
 from coachhook.editor import Editor
 from coachhook.evaluation import Evaluation
 from coachhook.journal import pack_step, read_step, step_path, write_bytes, write_text
-from coachhook.metrics import PROTOCOLS, questions
+from coachhook.loading import load_base_model
+from coachhook.metrics import check_protocol, questions
+from coachhook.metrics.ability import AbilityConfig, check_tasks
+from coachhook.side_effects import measure_side_effects, write_side_effects
+from coachhook.stream_draw import draw_requests
 
 logger = logging.getLogger(__name__)
 _CHECKPOINT_FILE = re.compile(
-    r"\.?(\d{6}\.(safetensors|records\.parquet|metrics\.jsonl|cost\.json)|stream\.json)(\.\d+\.tmp)?"
+    r"\.?(\d{6}\.(safetensors|records\.parquet|metrics\.jsonl|cost\.json)|stream\.json"
+    r"|(fluency|ability)\.(base|edited)\.json)(\.\d+\.tmp)?"
 )
 _TIMED_PROMPTS = 32
 
@@ -50,6 +53,12 @@ class StreamConfig(BaseModel):
     round: Literal["consecutive", "single"] = Field(
         "consecutive", description="each batch on top of the earlier ones, or each from the base model"
     )
+    fluency: int | None = Field(
+        None, gt=0, description="edit prompts that the base and the final model continue; default: none"
+    )
+    ability: AbilityConfig | None = Field(
+        None, description="tasks that the base and the final model are put to; default: none"
+    )
     seed: int = 0
 
     def evaluation_steps(self) -> list[int]:
@@ -57,17 +66,6 @@ class StreamConfig(BaseModel):
         last = -(-self.edits // self.batch_size)
         every = 1 if self.round == "single" else max(1, self.evaluate_every // self.batch_size)
         return sorted({*range(every, last + 1, every), last})
-
-
-def draw_requests(requests: Sequence[EditRequest], count: int, seed: int) -> list[EditRequest]:
-    """`count` of the requests in an order drawn from `seed`, with `superseded` marked for that order.
-
-    Raises:
-        RequestError: there are fewer.
-    """
-    if count > len(requests):
-        raise RequestError(f"the stream wants {count} edits, the data set has {len(requests)}; lower edits")
-    return mark_superseded(random.Random(seed).sample(list(requests), count))
 
 
 def run_stream(
@@ -81,9 +79,13 @@ def run_stream(
     code: str = "",
     trained_editor: str | os.PathLike | None = None,
     base_answers_dir: str | os.PathLike | None = None,
+    architecture: Mapping[str, str] | None = None,
     device: str = "auto",
+    device_map: str | None = None,
 ) -> None:
-    """Edit and evaluate one stream; write `metrics.jsonl`, `records.parquet`, `cost.jsonl` (and `zscores.parquet`).
+    """Edit and evaluate one stream; write `metrics.jsonl`, `records.parquet`, `cost.jsonl`.
+
+    Where the stream asks for them also `zscores.parquet`, `fluency.json` and `ability.json`.
 
     After each batch its update and evaluation are stored in `checkpoint_dir`. Started again with the same
     arguments, the stream replays them and ends with the same bytes as an unbroken run (but for `cost.jsonl`, which
@@ -95,34 +97,48 @@ def run_stream(
         code: identity of the program, part of the checkpoint's identity.
         trained_editor: file of the trained editor, for methods that need one.
         base_answers_dir: where the base model's answers are kept for other streams of the same requests.
-        device: where the model runs; "auto" is the GPU where there is one.
+        device, device_map, architecture: where the model runs and keeps its parts, see `load_base_model`.
 
     Raises:
         CoachHookError: bad input, before any work.
     """
-    for protocol in config.protocols:
-        if protocol not in PROTOCOLS:
-            raise RequestError(f"protocol {protocol!r} is unknown; use one of {', '.join(PROTOCOLS)}")
+    _check(config)
     stream = draw_requests(requests, config.edits, config.seed)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(model_dir).to(device)
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    model, tokenizer = load_base_model(model_dir, device, device_map, architecture)
     settings = {"seed": config.seed, **config.hyperparameters}
     model_bytes = sum(parameter.nbytes for parameter in model.parameters())
     editor = Editor(model, tokenizer, config.method, covariance, trained_editor=trained_editor, **settings)
     editor.check(stream)
-    model_identity = _model_identity(model_dir, device)
-    identity = _identity(config, stream, model_identity, [covariance, trained_editor], code)
+    model_identity = _model_identity(model_dir, f"{device_map or model.device.type} {model.dtype}")
+    declared = "" if architecture is None else json.dumps(architecture, sort_keys=True)
+    files = [covariance, trained_editor, *_task_files(config)]
+    identity = _identity(config, stream, model_identity, files, code + declared)
     checkpoint = _open_checkpoint(Path(checkpoint_dir), identity)
     asked = questions(stream)
     base = {name: base_answers(editor, asked, name, base_answers_dir, model_identity) for name in config.protocols}
     evaluation = Evaluation(config, editor, stream, checkpoint, base)
+    measure_side_effects(config, editor, stream, checkpoint, "base")
     _run_steps(config, editor, stream, evaluation, checkpoint)
     evaluation.write(Path(out_dir))
+    measure_side_effects(config, editor, stream, checkpoint, "edited")
+    write_side_effects(config, checkpoint, Path(out_dir))
     forward = measure_forward(editor, [request.text for request in stream[-_TIMED_PROMPTS:]], model_bytes)
     write_costs(checkpoint, config.evaluation_steps()[-1], forward, Path(out_dir) / "cost.jsonl")
     editor.close()
+
+
+def _check(config: StreamConfig) -> None:
+    for protocol in config.protocols:
+        check_protocol(protocol)
+    if config.ability is not None:
+        check_tasks(config.ability.tasks, config.ability.include_path)
+
+
+def _task_files(config: StreamConfig) -> list[Path]:
+    """The user's own task files and their data."""
+    if config.ability is None or config.ability.include_path is None:
+        return []
+    return sorted(path for path in Path(config.ability.include_path).rglob("*") if path.is_file())
 
 
 def _run_steps(
@@ -156,10 +172,10 @@ def _edit(editor: Editor, step: int, batch: Sequence[EditRequest], checkpoint: P
     write_bytes(step_path(checkpoint, step), packed)
 
 
-def _model_identity(model_dir: str | os.PathLike, device: str) -> str:
+def _model_identity(model_dir: str | os.PathLike, placed: str) -> str:
     """A digest of the base model and of what the bits of its answers depend on besides."""
     directory = Path(model_dir)
-    digest = hashlib.sha256(f"{device} {torch.get_num_threads()}".encode())  # sums are split by thread
+    digest = hashlib.sha256(f"{placed} {torch.get_num_threads()}".encode())  # sums are split by thread
     if not directory.is_dir():
         digest.update(str(model_dir).encode())
     for path in sorted(directory.glob("*.safetensors")):
@@ -191,10 +207,12 @@ def _file_digest(path: str | os.PathLike) -> bytes:
 def _open_checkpoint(directory: Path, identity: str) -> Path:
     """The checkpoint of this very stream; one of another stream is cleared, and nothing else that lies there."""
     marker = directory / "stream.json"
-    if not marker.exists() or json.loads(marker.read_text()).get("identity") != identity:
-        directory.mkdir(parents=True, exist_ok=True)
-        for path in directory.iterdir():
-            if _CHECKPOINT_FILE.fullmatch(path.name):
-                path.unlink()
+    same = marker.exists() and json.loads(marker.read_text()).get("identity") == identity
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in directory.iterdir():
+        unfinished = path.suffix == ".tmp"  # a kill leaves the file that was being written
+        if _CHECKPOINT_FILE.fullmatch(path.name) and (unfinished or not same):
+            path.unlink()
+    if not same:
         write_text(marker, json.dumps({"identity": identity}) + "\n")
     return directory

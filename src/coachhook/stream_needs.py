@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedConfig
+from torch._subclasses.fake_tensor import FakeTensorMode  # there is no public name for it
 
 from coachhook.architectures import ModelParts
-from coachhook.covariance_memory import BLOCK_COPIES, MLP_COPIES, hidden_width
+from coachhook.covariance_memory import BLOCK_COPIES, MLP_COPIES
 from coachhook.editors.base import MethodConfig
 from coachhook.editors.locate import LocateConfig, LocateThenEdit
 from coachhook.model_shape import shallow_model
@@ -50,6 +50,13 @@ class StreamShape:
         return issubclass(self.method, LocateThenEdit)
 
     @property
+    def remembers_keys(self) -> bool:
+        """Whether later solves need earlier keys, which a method may tell by its hyper-parameters."""
+        bare = object.__new__(self.method)
+        bare.config = self.config
+        return getattr(bare, "remembers_keys", False)
+
+    @property
     def batch(self) -> int:
         """u."""
         return min(self.stream.batch_size, self.stream.edits)
@@ -74,7 +81,7 @@ class StreamShape:
     @property
     def hidden(self) -> int:
         """d."""
-        return hidden_width(self.parts)
+        return self.parts.shape(0)[0]
 
     @property
     def item(self) -> int:
@@ -111,7 +118,7 @@ def solver_bytes(shape: StreamShape) -> int:
 
 def past_keys_bytes(shape: StreamShape) -> int:
     """P and A0⁻¹P (m×p) and the factor of I + PᵀA0⁻¹P (p×p) per layer, float64, where past keys are remembered."""
-    if not getattr(shape.method, "remembers_keys", False):
+    if not shape.remembers_keys:
         return 0
     edits = shape.stream.edits if shape.stream.round == "consecutive" else shape.batch
     return sum(8 * (2 * width * edits + edits**2) for width in shape.widths)
@@ -122,7 +129,7 @@ def journal_bytes(shape: StreamShape) -> int:
     if not shape.locates:
         steps = -(-shape.stream.edits // shape.stream.batch_size)
         return steps * sum(4 * shape.hidden * width for width in shape.widths)
-    keys = 2 if getattr(shape.method, "remembers_keys", False) else 1
+    keys = 2 if shape.remembers_keys else 1
     return shape.stream.edits * sum(4 * (shape.hidden + keys * width) for width in shape.widths)
 
 
@@ -150,27 +157,28 @@ def evaluation_bytes(shape: StreamShape) -> int:
 
 
 def saved_bytes_per_token(parts: ModelParts) -> int:
-    """Bytes per token that one block keeps for the gradient, counted on the meta device."""
-    config, dtype = parts.model.config, parts.head.weight.dtype
-    one, two = (_saved_bytes(config, blocks, dtype) for blocks in (1, 2))
+    """Bytes per token that one block keeps for the gradient, counted on tensors that hold no numbers."""
+    with FakeTensorMode():
+        one, two = (_saved_bytes(parts, blocks) for blocks in (1, 2))
     return (two - one) // _PROBED_TOKENS
 
 
-def _saved_bytes(config: PreTrainedConfig, blocks: int, dtype: torch.dtype) -> int:
-    parts = ModelParts(shallow_model(config, blocks, "meta", dtype))
-    weights = {id(parameter) for parameter in parts.model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
+def _saved_bytes(parts: ModelParts, blocks: int) -> int:
+    dtype = parts.head.weight.dtype
+    shallow = shallow_model(parts.model.config, blocks, "cpu", dtype)
+    weights = {parameter.untyped_storage()._cdata for parameter in shallow.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        base = tensor if tensor._base is None else tensor._base
-        if id(base) not in weights:
-            kept[id(base)] = base  # held, so that no other tensor takes its identity
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage  # held, so that no other storage takes its identity
         return tensor
 
-    embedded = torch.zeros((1, _PROBED_TOKENS, hidden_width(parts)), dtype=dtype, device="meta", requires_grad=True)
+    embedded = torch.zeros((1, _PROBED_TOKENS, parts.shape(0)[0]), dtype=dtype, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        parts.backbone(inputs_embeds=embedded, use_cache=False)
-    return sum(tensor.nbytes for tensor in kept.values())
+        shallow.base_model(inputs_embeds=embedded, use_cache=False)
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def evaluated_requests(shape: StreamShape) -> int:

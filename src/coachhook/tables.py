@@ -5,7 +5,7 @@ There is one table per round and protocol, and nothing else is put together. `ta
 
 import pandas as pd
 
-from coachhook.figure_data import MORE_SCORES, SCORES, VALID, StreamResultError, final
+from coachhook.figure_data import FURTHER_SCORES, MORE_SCORES, SCORES, VALID, StreamResultError, final
 from coachhook.figure_style import method_order
 
 ROW = ["model", "dataset", "method"]
@@ -25,7 +25,9 @@ def per_seed(frame: pd.DataFrame, protocol: str = "easyedit", kind: str = "conse
     if rows.empty:
         raise StreamResultError(f'no stream has the setting "{ROUNDS[kind]}", so there is no table {kind!r}')
     rows = final(rows, protocol)
-    wanted = [score + suffix for suffix in ("", VALID) for score in dict.fromkeys([*SHOWN, *MORE_SCORES])]
+    wanted = [
+        score + suffix for suffix in ("", VALID) for score in dict.fromkeys([*SHOWN, *MORE_SCORES, *FURTHER_SCORES])
+    ]
     scores = [score for score in wanted if score in SCORES or (score in rows and rows[score].notna().any())]
     order = method_order(rows["method"])
     rows = rows.assign(rank=rows["method"].map(order.index)).sort_values(["model", "dataset", "rank", "seed"])

@@ -6,13 +6,15 @@ rule make_dataset:
         training="results/datasets/{dataset}/training.json",
         facts="results/datasets/{dataset}/facts.json",
         lines="results/datasets/{dataset}/lines.txt",
+        refused="results/datasets/{dataset}/refused.csv",
     log:
         "logs/make_dataset/{dataset}.log",
     conda:
         "../../environment.yml"
     params:
         source=get_source,
-        code=code_digest("world", "facts", "splits"),
+        records=str(RECORDS),
+        code=code_digest("world", "facts", "splits", "contradictions"),
     message:
         "Data set {wildcards.dataset}: requests, and the facts that they are about"
     script:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coachhook.cli.shared import (
+    ArchitectureOption,
     DeviceOption,
     DtypeOption,
     ModelArgument,
     choose_device,
     load,
     one_line_errors,
+    parse_architecture,
     parse_layers,
 )
 from coachhook.errors import CoachHookError
@@ -52,6 +54,7 @@ def covariance(
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's own choice")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    architecture: ArchitectureOption = None,
 ) -> None:
     """Compute the key covariances that editing needs, for all layers in one pass over a text.
 
@@ -65,6 +68,7 @@ def covariance(
             import torch
 
             torch.set_num_threads(threads)
+        parts = parse_architecture(architecture)
         chosen = None if layers is None else parse_layers(layers)
         if texts and import_from:
             raise CoachHookError("--texts and --import: give one of them")
@@ -73,9 +77,10 @@ def covariance(
             source = open_texts(texts, **hub, field=texts_field)
             sizes = {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "document_tokens": document_tokens}
             sizes |= {"background": background}
-            loaded, result = _compute(model, source, chosen, out, sizes, seed, dtype, device)
+            loading = {"dtype": dtype, "device": choose_device(device), "architecture": parts}
+            loaded, result = _compute(model, source, chosen, out, sizes, seed, loading)
         elif import_from or export:
-            loaded, result = _read(model, import_from, chosen, out)
+            loaded, result = _read(model, import_from, chosen, out, parts)
         else:
             raise CoachHookError("--texts: give a text to compute the covariance from, or --import, or --export")
         if export:
@@ -89,29 +94,27 @@ def _compute(
     out: Path,
     sizes: dict[str, int],
     seed: int,
-    dtype: str,
-    device: str,
+    loading: dict,
 ) -> tuple[PreTrainedModel, Covariance]:
     from coachhook.covariance import compute_covariance
     from coachhook.preflight import Available, plan_covariance, refuse_if_too_large
 
     if layers is None:
         raise CoachHookError("--layers: name the layers to be edited, such as 13,14,15")
-    device = choose_device(device)
-    needs = plan_covariance(model, layers, **sizes, device=device, dtype=dtype)
-    refuse_if_too_large(needs, Available.measure(device, out.parent))
-    loaded, tokenizer = load(model, dtype, device)
+    needs = plan_covariance(model, layers, **sizes, **loading)
+    refuse_if_too_large(needs, Available.measure(needs.device, out.parent))
+    loaded, tokenizer = load(model, **loading)
     return loaded, compute_covariance(loaded, tokenizer, texts, layers, out=out, **sizes, seed=seed)
 
 
 def _read(
-    model: str, published: Path | None, layers: list[int] | None, out: Path
+    model: str, published: Path | None, layers: list[int] | None, out: Path, architecture: dict[str, str] | None
 ) -> tuple[PreTrainedModel, Covariance]:
     """Published second moments, written to `out`, or what is there already."""
     from coachhook.covariance_file import read_covariance, write_covariance
     from coachhook.second_moment_files import read_second_moments
 
-    loaded, _ = load(model)
+    loaded, _ = load(model, architecture=architecture)
     if published is None:
         return loaded, read_covariance(out, loaded)
     covariance = read_second_moments(published, loaded, layers)

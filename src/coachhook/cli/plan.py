@@ -10,21 +10,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coachhook.cli.shared import (
+    ArchitectureOption,
     DeviceOption,
     DtypeOption,
     ModelArgument,
     choose_device,
     one_line_errors,
+    parse_architecture,
     parse_layers,
 )
 
 if TYPE_CHECKING:
     from coachhook.needs import Available, Needs
+    from coachhook.speed import Speed
 
 
 def plan(
     model: ModelArgument,
-    layers: Annotated[str, typer.Option(help="layers to be edited, such as 13,14,15")],
+    layers: Annotated[
+        str | None, typer.Option(help="layers to be edited, such as 13,14,15; default: a suggestion for the model")
+    ] = None,
     method: Annotated[str, typer.Option(help="editing method, see `coachhook methods`")] = "coachhook",
     edits: Annotated[int, typer.Option(min=1, help="edits of the stream")] = 1000,
     batch_size: Annotated[int, typer.Option(min=1, help="edits per step")] = 30,
@@ -34,6 +39,7 @@ def plan(
     batch_tokens: Annotated[int, typer.Option(min=1, help="tokens per forward pass of the covariance")] = 8192,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    architecture: ArchitectureOption = None,
     folder: Annotated[Path, typer.Option(help="where results will be written; its disk is looked at")] = Path("."),
     trial_seconds: Annotated[float, typer.Option(min=0, help="length of the trial that times come from; 0: none")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
@@ -44,46 +50,38 @@ def plan(
     """
     with one_line_errors():
         from coachhook.editors import METHODS
-        from coachhook.preflight import (
-            Available,
-            measure_speed,
-            plan_covariance,
-            plan_stream,
-            refuse_if_too_large,
-        )
+        from coachhook.layers import suggested_layers
+        from coachhook.model_shape import model_shape
+        from coachhook.preflight import Available, measure_speed, plan_covariance, plan_stream, refuse_if_too_large
 
-        chosen, where = parse_layers(layers), choose_device(device)
-        available = Available.measure(where, folder)
+        where, parts = choose_device(device), parse_architecture(architecture)
+        common = {"device": where, "dtype": dtype, "architecture": parts}
+        chosen = suggested_layers(model_shape(model, dtype, parts).model) if layers is None else parse_layers(layers)
+        stream = {"edits": edits, "batch_size": batch_size, "evaluate_every": evaluate_every}
+        stream |= {"prompt_tokens": prompt_tokens}
+        sizes = {"max_tokens": max_tokens, "batch_tokens": batch_tokens}
 
-        def planned(speed=None) -> dict[str, Needs]:
-            stream = plan_stream(
-                model,
-                method,
-                chosen,
-                edits=edits,
-                batch_size=batch_size,
-                evaluate_every=evaluate_every,
-                prompt_tokens=prompt_tokens,
-                device=where,
-                dtype=dtype,
-                speed=speed,
-            )
-            if not METHODS[method].load().needs_covariance:
-                return {"stream": stream}
-            sizes = {"max_tokens": max_tokens, "batch_tokens": batch_tokens}
-            covariance = plan_covariance(model, chosen, **sizes, device=where, dtype=dtype, speed=speed)
-            return {"covariance": covariance, "stream": stream}
+        def planned(speed: Speed | None = None) -> dict[str, Needs]:
+            jobs = {"stream": plan_stream(model, method, chosen, **stream, **common, speed=speed)}
+            if METHODS[method].load().needs_covariance:
+                jobs = {"covariance": plan_covariance(model, chosen, **sizes, **common, speed=speed)} | jobs
+            return jobs
 
-        jobs = planned()
+        jobs, available = planned(), Available.measure(where, folder)
         if trial_seconds and all(needs.memory_bytes <= available.memory_bytes for needs in jobs.values()):
             jobs = planned(measure_speed(model, where, dtype, trial_seconds))
-        if as_json:
-            numbers = {name: asdict(needs) for name, needs in jobs.items()} | {"available": asdict(available)}
-            typer.echo(json.dumps(numbers, indent=1))
-        else:
-            typer.echo("\n".join(line for needs in jobs.values() for line in _lines(needs, available)))
+        _tell(jobs, available, as_json)
         for needs in jobs.values():
             refuse_if_too_large(needs, available)
+
+
+def _tell(jobs: dict[str, Needs], available: Available, as_json: bool) -> None:
+    if as_json:
+        numbers = {name: asdict(needs) for name, needs in jobs.items()} | {"available": asdict(available)}
+        typer.echo(json.dumps(numbers, indent=1))
+        return
+    for needs in jobs.values():
+        typer.echo("\n".join(_lines(needs, available)))
 
 
 def _lines(needs: Needs, available: Available) -> list[str]:

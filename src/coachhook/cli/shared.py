@@ -5,14 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coachhook.errors import CoachHookError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 ModelArgument = Annotated[str, typer.Argument(help="model directory or hub id")]
 DtypeOption = Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: as the model was saved")]
+ArchitectureOption = Annotated[
+    str | None, typer.Option(help="of an unknown family: blocks=...,rewrite_module=...,final_norm=...")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: the GPU where there is one")]
 
 
@@ -45,16 +51,25 @@ def choose_device(name: str) -> str:
     return name
 
 
-def load(model: str, dtype: str = "auto", device: str = "cpu"):
+def parse_architecture(text: str | None) -> dict[str, str] | None:
+    """Names of a model's parts, from a list such as blocks=h,rewrite_module=mlp.c_proj,final_norm=ln_f."""
+    return text and dict(part.partition("=")[::2] for part in text.split(","))
+
+
+def load(
+    model: str, dtype: str = "auto", device: str = "cpu", architecture: dict[str, str] | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer.
 
     Raises:
         CoachHookError: they cannot be loaded.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from coachhook.loading import load_base_model
 
     try:
-        return AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device), AutoTokenizer.from_pretrained(model)
+        return load_base_model(model, device, architecture=architecture, dtype=dtype)
+    except CoachHookError:
+        raise
     except (OSError, ValueError) as error:  # transformers' errors for a missing, unreachable or foreign model
         reason = str(error).splitlines()[0]
         raise CoachHookError(f"MODEL: {model} cannot be loaded ({reason}); give a directory or a hub id") from None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coachhook.architectures import ModelParts
@@ -126,6 +127,25 @@ class HookLayerMethod(Method):
 
     def state_bytes(self) -> int:
         return self.hooks.state_bytes()
+
+
+class ForwardHookMethod(Method):
+    """A method that answers through forward hooks of its own, which look at `_enabled` first."""
+
+    _enabled = True
+    _handles: Sequence[RemovableHandle] = ()
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        before, self._enabled = self._enabled, False
+        try:
+            yield
+        finally:
+            self._enabled = before
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
 
 
 class TrainedMethod(Method):

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coachhook.architectures import ModelParts
 from coachhook.edit_request import EditRequest
-from coachhook.editors.base import MethodConfig, TrainedMethod, Update
+from coachhook.editors.base import ForwardHookMethod, MethodConfig, TrainedMethod, Update
 from coachhook.editors.seen_text import SeenText, Text
 from coachhook.editors.serac_loss import SeracLoss, entry_text
 from coachhook.editors.serac_network import SeracNetwork, SeracTraining, describe
@@ -50,7 +49,7 @@ class _Entry:
     key: Float[Tensor, " width"]
 
 
-class Serac(TrainedMethod):
+class Serac(ForwardHookMethod, TrainedMethod):
     """Answers from a memory of requests; one with the same prompt as an earlier one takes its place.
 
     The counterfactual model makes a last hidden state, which replaces the base model's in front of the base model's
@@ -70,18 +69,17 @@ class Serac(TrainedMethod):
         with torch.random.fork_rng(devices=[]):  # first weights are drawn even where others follow
             self.network = SeracNetwork(self.parts, SeracTraining(**trained.training), trained.described)
         self.network.load_state_dict(trained.network)
-        self.network.requires_grad_(False).eval().to(model.device)
+        self.network.requires_grad_(False).eval().to(self.parts.input_device)
         self._least = math.log(config.threshold / (1 - config.threshold))
-        self._off = False
         self._seen = SeenText()
         self._memory: dict[tuple[int, ...], _Entry] = {}
-        self._handle = self.parts.backbone.register_forward_hook(self._answer, with_kwargs=True)
+        self._handles = (self.parts.backbone.register_forward_hook(self._answer, with_kwargs=True),)
 
     @torch.no_grad()
     def edit(self, requests: Sequence[EditRequest]) -> Update:
         rows = encode_answers(self.tokenizer, [(request.text, request.target_new) for request in requests])
-        prompts = pad([row.ids[: row.answer_start] for row in rows], 0, self.model.device)
-        ends = torch.tensor([row.answer_start - 1 for row in rows], device=self.model.device)
+        prompts = pad([row.ids[: row.answer_start] for row in rows], 0, self.parts.input_device)
+        ends = torch.tensor([row.answer_start - 1 for row in rows], device=prompts.ids.device)
         keys = self.network.embed(prompts.ids)[torch.arange(len(rows), device=ends.device), ends]
         entries = [torch.tensor(entry_text(self.tokenizer, row), dtype=torch.int32) for row in rows]
         sizes = [(row.answer_start, len(entry)) for row, entry in zip(rows, entries, strict=True)]
@@ -100,21 +98,10 @@ class Serac(TrainedMethod):
         for key, entry, (start, size) in zip(*rows, strict=True):
             ids = tuple(entry[:size].tolist())
             self._memory.pop(ids[:start], None)
-            self._memory[ids[:start]] = _Entry(ids, key.to(self.model.device))
+            self._memory[ids[:start]] = _Entry(ids, key.to(self.parts.input_device))
 
     def reset(self) -> None:
         self._memory.clear()
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        before, self._off = self._off, True
-        try:
-            yield
-        finally:
-            self._off = before
-
-    def close(self) -> None:
-        self._handle.remove()
 
     def state_bytes(self) -> int:
         memory = sum(entry.key.nbytes + 4 * len(entry.ids) for entry in self._memory.values())
@@ -140,7 +127,7 @@ class Serac(TrainedMethod):
         described = describe(parts, tokenizer, training)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = SeracNetwork(parts, training, described, pretrained=True).to(model.device)
+            network = SeracNetwork(parts, training, described, pretrained=True).to(parts.input_device)
         loss = SeracLoss(parts, tokenizer, network)
         files = {"out": out, "checkpoint": checkpoint, "seed": seed, "described": described}
         train_editor(cls.__name__, network, loss, model, config, training, requests, **files)
@@ -148,14 +135,14 @@ class Serac(TrainedMethod):
     @torch.no_grad()
     def _answer(self, module: nn.Module, args: tuple, kwargs: dict, output):
         """Put the counterfactual model's hidden states where a text is in scope."""
-        if self._off or not self._memory:
+        if not self._enabled or not self._memory:
             return None
         text = self._seen.read(args, kwargs, output)
         hidden = output[0]
         row, time, states = self._counterfactual(text)
         if len(row) == 0:
             return None
-        hidden = hidden.index_put((row, time), states.to(hidden.dtype))
+        hidden = hidden.index_put((row.to(hidden.device), time.to(hidden.device)), states.to(hidden))
         if isinstance(output, tuple):
             return (hidden, *output[1:])
         output.last_hidden_state = hidden

@@ -1,0 +1,91 @@
+"""Studies on models from the hub: planned in seconds, and run on tiny stand-ins through every rule."""
+
+import json
+import time
+
+import pandas as pd
+import pytest
+import yaml
+
+from coachhook.study import load_study
+
+from .conftest import Project, copy_project
+
+STUDIES = ("paper", "long", "modern")
+# What of the paper's study is run: both models, both data sets, both rounds, an ablation and a trained editor.
+PART = {
+    "hook": {"models": ["gpt2-xl"], "datasets": ["zsre"], "methods": ["memit", "coachhook"]},
+    "layers": {"models": ["gpt2-xl"], "datasets": ["zsre"]},
+    "table_single_round": {"models": ["gpt-j"], "datasets": ["counterfact-edit"], "methods": ["coachhook", "mend"]},
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    return copy_project(tmp_path_factory.mktemp("hub"))
+
+
+def _write_part(project: Project) -> None:
+    """A study `part` of the paper's own figures and tables, on fewer models, data sets and methods."""
+    studies = project.root / "config" / "studies"
+    study = yaml.safe_load((studies / "paper.yaml").read_text(encoding="utf-8"))
+    figures = {name: study["figures"][name] | PART.get(name, {}) for name in ("hook", "layers", "contradictions")}
+    figures["layers"]["vary"] = {"layers": {"gpt2-xl": [[17], [13, 14, 15, 16, 17]]}}
+    tables = {"table_single_round": study["tables"]["table_single_round"] | PART["table_single_round"]}
+    content = yaml.safe_dump(study | {"figures": figures, "tables": tables})
+    (studies / "part.yaml").write_text(content, encoding="utf-8")
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_is_planned_in_seconds_without_a_gpu_a_network_or_records(project, study):
+    started = time.monotonic()
+    counts = project.job_counts(study=study)
+    assert time.monotonic() - started < 20
+    planned = load_study(study, project.root / "config", project.root / "workflow" / "schemas")
+    models = {stream.model for stream in planned.streams.values()}
+    assert counts["edit_stream"] == len(planned.streams)
+    assert counts["fetch_model"] == counts["compute_covariance"] == len(models)
+    assert counts["draw_figure"] == len(planned.figure_names)
+    editors = {stream.trained_editor for stream in planned.streams.values()} - {None}
+    assert counts.get("train_editor", 0) == len(editors)
+
+
+def test_every_job_with_a_large_model_says_what_it_takes(project):
+    shown = project.snakemake("--dry-run", "--quiet", "host", "--verbose", study="paper")
+    rules = {}
+    for line in shown.splitlines():
+        words = line.strip()
+        if words.startswith("rule "):
+            rule = words.removeprefix("rule ").rstrip(":")
+        elif words.startswith("resources:"):
+            rules.setdefault(rule, set()).update(part.partition("=")[0] for part in words[len("resources:") :].split())
+    for rule in ("fetch_model", "compute_covariance", "train_editor", "edit_stream"):
+        assert {"mem_mb", "disk_mb", "runtime"} <= {name.strip(" ,") for name in rules[rule]}, rule
+
+
+def test_missing_records_stop_the_study_before_any_job_in_one_line(project):
+    shown = project.snakemake(study="zsre-local", fails=True)
+    assert "data/zsre_mend_eval.json is missing: data/README.md says where it comes from" in shown
+    assert "Traceback" not in shown
+    assert "Data set" not in shown
+
+
+@pytest.mark.study
+def test_a_part_of_the_paper_s_study_runs_on_tiny_models_through_every_rule(project):
+    _write_part(project)
+    project.snakemake(study="part", tiny=True)
+    figures = project.root / "figures" / "tiny-part"
+    for figure in ("hook", "layers", "contradictions"):
+        assert (figures / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+    assert pd.read_csv(figures / "layers.csv")["layers"].tolist() == ["17", "13-14-15-16-17"]
+    shares = pd.read_csv(figures / "contradictions.csv")
+    assert set(shares["dataset"]) == {"tiny-zsre", "tiny-counterfact-edit"}
+    assert (figures / "table_single_round.md").exists()
+    models = project.root / "results" / "models"
+    assert json.loads((models / "tiny-gpt2-xl" / "config.json").read_text())["n_layer"] == 48
+    assert json.loads((models / "tiny-gpt-j" / "config.json").read_text())["dtype"] == "float16"
+    assert (project.root / "report-tiny-part.html").exists()
+    for path in load_study("part", project.root / "config", project.root / "workflow" / "schemas", tiny=True).streams:
+        rows = (project.root / "results" / "streams" / path / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(rows[-1])["edits"] == 6
+    assert "Nothing to be done" in project.snakemake(study="part", tiny=True)
