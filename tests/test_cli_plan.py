@@ -55,7 +55,7 @@ def test_what_cannot_fit_is_told_and_fails(directory, monkeypatch):
     result = call(directory, "--layers", "1,2", "--device", "cpu")
     assert result.exit_code == 1
     assert "  memory " in result.stdout
-    assert "not known (no trial)" in result.stdout
+    assert "  time    not known" in result.stdout
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: covariance of ")
     assert "1 MB are free" in line

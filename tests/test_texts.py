@@ -36,6 +36,7 @@ def test_every_format_gives_its_documents_as_often_as_asked(files, name):
 
 def test_a_folder_is_read_file_by_file_in_the_order_of_names(files):
     (files / "README.md").write_text("no text")
+    (files / "a.txt.bak").write_text("no text")
     (files / "deeper").mkdir()
     (files / "deeper" / "z.txt").write_text("deep\n")
     names = [path.name for path in open_texts([files]).paths]

@@ -90,7 +90,7 @@ def compute_covariance(
     digest = model_digest(model, layers)
     identity = {"model": digest, "tokenizer": _vocabulary_digest(tokenizer), "layers": layers, "seed": seed}
     identity |= {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "document_tokens": longest}
-    identity |= {"background": background}
+    identity["background"] = background
     unfinished = _Unfinished(out and unfinished_path(out), identity, moments, reader, checkpoint_seconds)
     unfinished.restore()
     was_training = model.training
@@ -103,9 +103,7 @@ def compute_covariance(
     if not moments.tokens:
         raise CovarianceError("texts: there is no text to compute a covariance from")
     logger.info("covariance: %d tokens of at most %d, %d documents", moments.tokens, max_tokens, reader.documents)
-    convergence = {layer: tuple(points) for layer, points in moments.convergence.items()}
-    sample, tokens = moments.reservoir.keys(), moments.tokens
-    covariance = Covariance(moments.matrices(), sample, tokens, digest, convergence)
+    covariance = _result(moments, digest)
     if out is not None:
         write_covariance(covariance, out)
     unfinished.remove()
@@ -115,6 +113,11 @@ def compute_covariance(
 def unfinished_path(out: str | os.PathLike) -> Path:
     """Where the sums of a covariance that is not finished are kept."""
     return Path(out).with_name(f".{Path(out).name}.unfinished")
+
+
+def _result(moments: SecondMoments, digest: str) -> Covariance:
+    convergence = {layer: tuple(points) for layer, points in moments.convergence.items()}
+    return Covariance(moments.matrices(), moments.reservoir.keys(), moments.tokens, digest, convergence)
 
 
 def _announce(memory: dict[str, int]) -> None:

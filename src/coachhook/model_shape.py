@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from coachhook.architectures import ModelParts, declared_architecture
+from coachhook.architectures import ModelParts, declare_architecture, declared_architecture
 from coachhook.errors import CoachHookError
 
 Model = str | os.PathLike | PreTrainedConfig | PreTrainedModel
@@ -40,7 +40,9 @@ def model_shape(model: Model, dtype: str = "auto", architecture: Mapping[str, st
         raise ModelShapeError(f"{config.model_type}: no causal language model ({_first_line(error)})") from None
     if architecture is None and isinstance(model, PreTrainedModel):
         architecture = declared_architecture(model)
-    return ModelParts(empty, architecture)
+    if architecture is not None:
+        declare_architecture(empty, architecture)
+    return ModelParts(empty)
 
 
 def weights_dtype(config: PreTrainedConfig, name: str) -> torch.dtype:

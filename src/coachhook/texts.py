@@ -44,7 +44,7 @@ def open_texts(
     missing = [source for source in sources if not Path(source).exists()]
     if not missing:
         return FileTexts(_files(sources), field)
-    if len(sources) > 1 or not _HUB_NAME.fullmatch(str(missing[0])) or Path(missing[0]).suffix in _READERS:
+    if len(sources) > 1 or not _HUB_NAME.fullmatch(str(missing[0])) or _kind(Path(missing[0])) in _READERS:
         raise TextError(f"texts: {missing[0]} is not a file, a folder or a data set on the hub")
     if revision is None:
         raise TextError(
@@ -67,9 +67,8 @@ class FileTexts:
 
     def __iter__(self) -> Iterator[str]:
         for path in self.paths:
-            kind = next((suffix for suffix in reversed(path.suffixes) if suffix in _READERS), ".txt")
             try:
-                yield from _READERS[kind](path, self.field)
+                yield from _READERS.get(_kind(path), _text_documents)(path, self.field)
             except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
                 raise TextError(f"{path}: cannot be read ({_first_line(error)}); get it again") from None
 
@@ -112,11 +111,16 @@ def _files(sources: Iterable[str | os.PathLike]) -> tuple[Path, ...]:
         if not source.is_dir():
             found.append(source)
             continue
-        inside = sorted(path for path in source.rglob("*") if path.is_file() and set(path.suffixes) & set(_READERS))
+        inside = sorted(path for path in source.rglob("*") if path.is_file() and _kind(path) in _READERS)
         if not inside:
             raise TextError(f"texts: {source} holds no {', '.join(_READERS)} file (nor such a file with .gz)")
         found += inside
     return tuple(found)
+
+
+def _kind(path: Path) -> str:
+    """The ending that tells the format."""
+    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -98,7 +98,7 @@ def _lines(needs: Needs, available: Available) -> list[str]:
     if needs.host_bytes:
         lines.append(f"  main    {size(needs.host_bytes)} of {size(available.host_bytes)} free")
     lines.append(f"  disk    {size(needs.disk_bytes)} of {size(available.disk_bytes)} free: {told(needs.disk_parts)}")
-    time = "not known (no trial)" if needs.seconds is None else f"about {_duration(needs.seconds)}"
+    time = "not known" if needs.seconds is None else f"about {_duration(needs.seconds)}"
     return [*lines, f"  tokens  {needs.tokens:,}", f"  time    {time}"]
 
 
