@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coachhook.architecture_check import check_parts
 from coachhook.architectures import Architecture, ModelParts, declare_architecture
-from coachhook.covariance import Covariance, CovarianceError, check_matrices, read_covariance
+from coachhook.covariance_file import Covariance, check_matrices, read_covariance
 from coachhook.edit_request import EditRequest, RequestError
 from coachhook.editors.base import Method, Update
 from coachhook.errors import CoachHookError
@@ -24,6 +24,7 @@ from coachhook.journal import JournalError, Step
 from coachhook.keys import encode_edit
 from coachhook.metrics import PROTOCOLS, Metrics, check_protocol, predict, predict_base, questions, score
 from coachhook.saved_edits import BaseModelIdentity, read_edits, read_tokenizer, write_edits
+from coachhook.solver import CovarianceError
 
 _edited: WeakSet[PreTrainedModel] = WeakSet()  # models with an open editor
 

@@ -16,17 +16,19 @@ def load_base_model(
     device: str = "auto",
     device_map: str | None = None,
     architecture: Mapping[str, str] | None = None,
+    dtype: str = "auto",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer from a Hugging Face directory or id, in the dtype that its config.json names.
+    """A model and its tokenizer from a Hugging Face directory or id.
 
     Arguments:
         device: where the whole model runs; "auto" is the GPU where there is one.
         device_map: how accelerate spreads it over several devices, such as "auto"; `device` then counts for nothing.
         architecture: where a model of an unknown family keeps its parts (see `Architecture`).
+        dtype: "float32", "float16", "bfloat16", or "auto": what its config.json names.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(directory, device_map=device_map)
+    model = AutoModelForCausalLM.from_pretrained(directory, device_map=device_map, dtype=dtype)
     model = model if device_map else model.to(device)
     if architecture is not None:
         declare_architecture(model, architecture)

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 import coachhook
 from coachhook.architectures import Architecture, ModelParts, declared_architecture
-from coachhook.covariance import model_digest
+from coachhook.covariance_file import model_digest
 from coachhook.edit_request import EditRequest, Probe
 from coachhook.editors.base import MethodConfig
 from coachhook.journal import JournalError, Step, pack_step, read_update, write_bytes, write_text

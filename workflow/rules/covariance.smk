@@ -19,7 +19,7 @@ rule compute_covariance:
     params:
         stage=get_covariance_stage,
         command=get_covariance_command,
-        code=code_digest("covariance"),
+        code=code_digest("covariance", "texts"),
     message:
         "Covariance of {wildcards.model}: restored by DVC, or computed"
     script:

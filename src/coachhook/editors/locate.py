@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from coachhook.contexts import generate_prefixes
-from coachhook.covariance import Covariance
+from coachhook.covariance_file import Covariance
 from coachhook.edit_request import EditRequest
 from coachhook.editors.base import HookLayerMethod, MethodConfig, Update
 from coachhook.gates import Gate, NoGate

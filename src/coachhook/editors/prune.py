@@ -14,7 +14,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from coachhook.covariance import Covariance
+from coachhook.covariance_file import Covariance
 from coachhook.edit_request import EditRequest
 from coachhook.editors.base import Update
 from coachhook.editors.locate import MemitConfig, MemitSolve
