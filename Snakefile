@@ -38,3 +38,4 @@ onstart:
     keep_out_of_running_study()
     check_values()
     check_records()
+    check_room()

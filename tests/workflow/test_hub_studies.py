@@ -1,6 +1,7 @@
 """Studies on models from the hub: planned in seconds, and run on tiny stand-ins through every rule."""
 
 import json
+import re
 import time
 
 import pandas as pd
@@ -70,10 +71,27 @@ def test_missing_records_stop_the_study_before_any_job_in_one_line(project):
     assert "Data set" not in shown
 
 
+def test_a_study_that_cannot_fit_is_refused_with_the_number_before_any_job(project):
+    models = project.root / "config" / "models.yaml"
+    before = models.read_text(encoding="utf-8")
+    # A tiny model with keys a million wide: one covariance matrix takes 8 TB.
+    models.write_text(before.replace("tiny: {n_embd: 16,", "tiny: {n_embd: 16, n_inner: 1000000,", 1), encoding="utf-8")
+    try:
+        shown = project.snakemake(study="paper", tiny=True, fails=True)
+    finally:
+        models.write_text(before, encoding="utf-8")
+    assert re.search(r"covariance of tiny-gpt2-xl, layers 13, .* needs \d+(\.\d+)? TB of memory on ", shown)
+    assert "study tiny-paper was not started" in shown
+    assert "Traceback" not in shown
+    assert "Data set" not in shown
+
+
 @pytest.mark.study
 def test_a_part_of_the_paper_s_study_runs_on_tiny_models_through_every_rule(project):
     _write_part(project)
-    project.snakemake(study="part", tiny=True)
+    shown = project.snakemake(study="part", tiny=True)
+    assert re.search(r"mend on tiny-gpt-j, 6 edits in batches of 3: .* of disk", shown)
+    assert re.search(r"coachhook on tiny-gpt2-xl, 6 edits in batches of 3: .* about \d+ minutes", shown)
     figures = project.root / "figures" / "tiny-part"
     for figure in ("hook", "layers", "contradictions"):
         assert (figures / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
