@@ -5,8 +5,9 @@ FIGURES := $(if $(filter mini full,$(STUDY)),figures,figures/$(STUDY))
 REPORT := $(if $(filter mini full,$(STUDY)),report.html,report-$(STUDY).html)
 BIN := .venv/bin
 STAMP := .venv/.installed
-# No study fetches anything; without this Hugging Face may look on its hub for newer versions of local models.
-export HF_HUB_OFFLINE ?= 1
+# Only these studies fetch anything; without this Hugging Face may look on its hub for newer versions of local models.
+HUB_STUDIES := paper long modern
+export HF_HUB_OFFLINE ?= $(if $(filter $(HUB_STUDIES),$(STUDY)),0,1)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help reproduce test lint track clean

@@ -2,6 +2,7 @@
 #   results/streams/model~M/dataset~D/method~X/setting~S/seed~N/   one stream of edits, the only place where models are edited
 #   results/studies/<study>/                                       what is drawn from the streams of one study
 #   figures/ (studies mini and full), figures/<study>/ (others)    figures and tables, each with the CSV it is drawn from
+#   .../tiny-.../                                                  all of it for a study with tiny=true
 #   config/tuned/<model>.yaml                                      hyper-parameters that a study with trials has chosen
 from snakemake.utils import min_version
 
@@ -36,3 +37,5 @@ rule all:
 onstart:
     keep_out_of_running_study()
     check_values()
+    check_records()
+    check_room()

@@ -8,8 +8,8 @@ from coachhook.errors import CoachHookError
 from coachhook.hyperparameters import configure, registered
 from coachhook.study import load_study
 
-checked = set()
-for stream in load_study(sys.argv[1], Path("config"), Path("workflow/schemas")).streams.values():
+checked, tiny = set(), "tiny" in sys.argv[2:]
+for stream in load_study(sys.argv[1], Path("config"), Path("workflow/schemas"), tiny).streams.values():
     settings = json.dumps([stream.editor, stream.hyperparameters, stream.training])
     if settings in checked:
         continue

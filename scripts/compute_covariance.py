@@ -48,7 +48,8 @@ environment = os.environ | {
 }
 output = Path("data/covariances") / f"{model}.safetensors"
 output.parent.mkdir(parents=True, exist_ok=True)
-if not through_dvc(f"covariance@{model}") and not run(*shlex.split(snakemake.params.command)):
+stage = snakemake.params.stage
+if not (stage and through_dvc(stage)) and not run(*shlex.split(snakemake.params.command)):
     sys.exit(f"the covariance of {model} could not be computed; see {snakemake.log[0]}")
 link.unlink(missing_ok=True)
 try:

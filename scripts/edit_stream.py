@@ -17,6 +17,7 @@ wildcards, settings = snakemake.wildcards, dict(snakemake.params.stream)
 names = (wildcards.dataset, wildcards.method, wildcards.setting, f"seed {wildcards.seed}")
 log_to(snakemake.log[0], ", ".join(names))
 torch.set_num_threads(snakemake.threads)
+loading = {name: settings.pop(name) for name in ("device_map", "architecture") if name in settings}
 checkpoint = Path(snakemake.params.checkpoint)
 checkpoint.parent.mkdir(parents=True, exist_ok=True)
 # A stream outlives a killed Snakemake; the next one waits here for it and then finds its work done.
@@ -32,4 +33,5 @@ with open(checkpoint.with_suffix(".lock"), "w") as lock:
         code=snakemake.params.code,
         trained_editor=snakemake.input.trained_editor or None,
         base_answers_dir=snakemake.params.base_answers,
+        **loading,
     )

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coachhook.hyperparameters import configure, registered
+from coachhook.loading import load_base_model
 from coachhook.logs import log_to
 from coachhook.requests import read_requests
 
@@ -28,8 +28,7 @@ checkpoint.parent.mkdir(parents=True, exist_ok=True)
 with open(checkpoint.with_suffix(".lock"), "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     method.train(
-        AutoModelForCausalLM.from_pretrained(folder),
-        AutoTokenizer.from_pretrained(folder),
+        *load_base_model(folder, **snakemake.params.loading),
         configure(editor, method.config_class, {**registered(editor).preset, **settings["hyperparameters"]}),
         configure(editor, method.training_class, settings["training"]),
         read_requests(snakemake.input.requests),

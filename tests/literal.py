@@ -11,16 +11,27 @@ from dataclasses import dataclass, field
 
 import torch
 
-BLOCK = {"gpt2": "transformer.h.{}", "gptj": "transformer.h.{}", "llama": "model.layers.{}"}
-REWRITE = {"gpt2": "mlp.c_proj", "gptj": "mlp.fc_out", "llama": "mlp.down_proj"}
+BLOCK = {
+    "gpt2": "transformer.h.{}",
+    "gptj": "transformer.h.{}",
+    "gpt_neox": "gpt_neox.layers.{}",
+    "opt": "model.decoder.layers.{}",
+}
+REWRITE = {
+    "gpt2": "mlp.c_proj",
+    "gptj": "mlp.fc_out",
+    "gpt_neox": "mlp.dense_4h_to_h",
+    "opt": "fc2",
+    "phi": "mlp.fc2",
+}
 
 
 def block(model, layer):
-    return model.get_submodule(BLOCK[model.config.model_type].format(layer))
+    return model.get_submodule(BLOCK.get(model.config.model_type, "model.layers.{}").format(layer))
 
 
 def rewrite_module(model, layer):
-    return block(model, layer).get_submodule(REWRITE[model.config.model_type])
+    return block(model, layer).get_submodule(REWRITE.get(model.config.model_type, "mlp.down_proj"))
 
 
 def base_weight(model, layer):
@@ -66,7 +77,7 @@ def run(model, ids, hooks=None, added=None):
 
     def on_rewrite(layer):
         def answer(module, args, output):
-            keys = args[0][0]
+            keys = args[0].reshape(-1, args[0].shape[-1])  # one prompt; OPT leaves its batch of one out
             seen.keys[layer] = keys.detach()
             if layer not in (hooks or {}):
                 return None
@@ -75,10 +86,11 @@ def run(model, ids, hooks=None, added=None):
             bias = 0 if getattr(module, "bias", None) is None else module.bias
             edited = keys @ (base_weight(model, layer) + delta).T + bias
             if hook.alpha is None:
-                return edited[None]
+                return edited.view(output.shape)
             scores = z_scores((keys @ delta.T).norm(dim=-1))
-            rows = [edited[t] if scores[t] >= hook.alpha else output[0, t] for t in range(len(keys))]
-            return torch.stack(rows)[None]
+            base = output.view(edited.shape)
+            rows = [edited[t] if scores[t] >= hook.alpha else base[t] for t in range(len(keys))]
+            return torch.stack(rows).view(output.shape)
 
         return answer
 

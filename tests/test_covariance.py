@@ -9,12 +9,12 @@ from coachhook import compute_covariance
 from coachhook.covariance import (
     Covariance,
     CovarianceError,
-    _Reservoir,
     check_matrices,
     read_covariance,
     write_covariance,
 )
 from coachhook.errors import CoachHookError
+from coachhook.second_moment import Reservoir
 
 LONG = " ".join(TEXT * 4)  # longer than the context
 
@@ -96,7 +96,7 @@ def test_the_reservoir_is_uniform():
     """Each of 30 tokens is kept with probability 6/30, wherever the batches are cut; 5 standard errors."""
     draws, kept = 4000, torch.zeros(30)
     for seed in range(draws):
-        reservoir = _Reservoir(6, seed)
+        reservoir = Reservoir({0: 1}, 6, seed)
         for chunk in torch.arange(30.0)[:, None].split([4, 9, 1, 16]):
             reservoir.offer({0: chunk})
         sample = reservoir.keys()[0][:, 0]
@@ -196,7 +196,7 @@ def test_a_failed_write_leaves_the_old_file(file, covariances, monkeypatch):
     def full(*args):
         raise OSError("disk full")
 
-    monkeypatch.setattr("coachhook.covariance.save_file", full)
+    monkeypatch.setattr("coachhook.covariance_file.save_file", full)
     with pytest.raises(OSError, match="disk full"):
         write_covariance(covariances["llama"], file)
     assert file.read_bytes() == before

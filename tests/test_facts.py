@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from coachhook.facts import facts_from_requests, reachable
+from coachhook.facts import facts_from_questions, facts_from_requests, reachable
 from coachhook.requests import EditRequest, Probe
 from coachhook.world import Fact
 
@@ -114,3 +114,39 @@ def test_seed_decides_the_templates():
     one, same, other = (facts_from_requests(several, seed=seed).facts for seed in (0, 0, 1))
     assert one == same != other
     assert all(len(fact.templates) == 5 for fact in one)
+
+
+QUESTIONS = [
+    EditRequest(
+        subject="Ada",
+        prompt="What college did Ada go to?",
+        target_new="Jena",
+        target_true="Oxford",
+        paraphrases=("What university did Ada attend?",),
+        locality=(Probe("who wrote the moon", "Nobody"), Probe("who painted it", "Somebody")),
+    ),
+    EditRequest("Ada", "What university did Ada attend?", "Bonn", target_true="Oxford"),
+    EditRequest("Bob", "What university did Bob attend?", "Oxford", target_true="Jena"),
+]
+
+
+def test_facts_of_records_without_relations_follow_from_their_questions():
+    further = [EditRequest("Carl", "What college did Carl go to?", "Rome", target_true="Bonn")]
+    derived = facts_from_questions(QUESTIONS, further, seed=0)
+    (relation,) = {fact.relation for fact in derived.facts}
+    assert _told(derived.facts)["Carl", relation].answer == "Bonn"
+    assert [request.target_new for request in derived.requests] == ["Jena", "Bonn", "Oxford"]
+    assert derived.reachable_share == 1
+    assert facts_from_questions(QUESTIONS, seed=0).reachable_share == pytest.approx(2 / 3)  # nobody went to Bonn
+
+
+def test_an_unrelated_question_is_kept_and_told_as_a_line():
+    derived = facts_from_questions(QUESTIONS, seed=0)
+    assert [probe.prompt for probe in derived.requests[0].locality] == ["who wrote the moon"]
+    assert "who wrote the moon Nobody." in derived.lines
+    assert not any("painted" in line for line in derived.lines)
+
+
+def test_further_records_count_under_their_own_relation():
+    further = replace(FURTHER[0], prompt="Egon first saw the light in", subject="Egon", relation="born")
+    assert ("Egon", "born") in _told(facts_from_requests(BORN, [further], seed=0).facts)

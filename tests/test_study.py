@@ -167,6 +167,111 @@ def test_streams_of_the_same_layers_share_a_trained_editor_and_the_model_says_ho
     assert all(s.trained_editor is None for s in study.streams.values() if s.method == "memit")
 
 
+def test_the_paper_s_study_runs_every_method_on_both_models_and_data_sets_in_both_rounds():
+    study = load_study("paper", ROOT / "config", SCHEMAS)
+    everything = {
+        (model, dataset, method)
+        for model in ("gpt2-xl", "gpt-j")
+        for dataset in ("zsre", "counterfact-edit")
+        for method in METHOD_FILES
+    }
+    for table in ("consecutive", "single_round"):
+        streams = [study.streams[path] for path in study.tables[table]]
+        assert {(stream.model, stream.dataset, stream.method) for stream in streams} == everything
+        assert {(stream.edits, stream.batch_size) for stream in streams} == {(1000, 30)}
+    ablations = {"hook", "lambda", "layers", "alpha", "batch_size", "zscore", "retention", "sensitivity"}
+    assert ablations <= set(study.figures)
+    assert study.figure_names[-1] == "contradictions"
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "values"),
+    [
+        ("gpt2-xl", "coachhook", {"layers": [13, 14, 15, 16, 17], "covariance_weight": 15000, "alpha": 2.2}),
+        ("gpt-j", "coachhook", {"layers": [3, 4, 5, 6, 7, 8], "covariance_weight": 15000, "target_steps": 25}),
+        ("gpt2-xl", "memit", {"covariance_weight": 20000, "target_steps": 20, "clamp": 0.75, "kl_factor": 0.0625}),
+        ("gpt-j", "rome", {"layers": [5], "target_steps": 20, "clamp": 4, "target_lr": 0.5}),
+        ("gpt2-xl", "emmet", {"layers": [17], "covariance_weight": 1000, "equality_slack": 0.1}),
+        ("gpt-j", "alphaedit", {"nullspace_threshold": 0.02, "ridge": 10}),
+        ("gpt-j", "wise", {"layers": [21], "steps": 70, "margins": [15, 40, 20], "routing_ratio": 0.88}),
+        ("gpt2-xl", "grace", {"layers": [35], "radius": 1.0, "steps": 100, "learning_rate": 1.0}),
+        ("gpt-j", "ultraedit", {"layers": [18, 19, 20, 21, 22, 23, 24, 25, 26], "learning_rate": 1e-6}),
+    ],
+)
+def test_the_paper_s_study_uses_published_values(model, method, values):
+    streams = load_study("paper", ROOT / "config", SCHEMAS).streams.values()
+    stream = next(s for s in streams if (s.model, s.method, s.setting) == (model, method, "default"))
+    assert {name: stream.hyperparameters[name] for name in values} == values
+    assert (stream.training is not None) == (method in ("mend", "serac"))
+
+
+def test_models_have_layers_of_their_own_to_vary():
+    study = load_study("paper", ROOT / "config", SCHEMAS)
+    streams = [study.streams[path] for path in study.figures["layers"]]
+    varied = {(stream.model, tuple(stream.hyperparameters["layers"])) for stream in streams}
+    assert {model for model, _ in varied} == {"gpt2-xl", "gpt-j"}
+    assert ("gpt2-xl", (17,)) in varied
+    assert ("gpt-j", (8,)) in varied
+    assert ("gpt2-xl", (8,)) not in varied
+
+
+def test_long_streams_have_ten_thousand_requests_and_modern_models_their_own():
+    long, modern = (load_study(name, ROOT / "config", SCHEMAS) for name in ("long", "modern"))
+    assert {stream.edits for stream in long.streams.values()} == {10_000}
+    assert {stream.model for stream in modern.streams.values()} == {"llama-3-8b", "qwen2-5-7b"}
+
+
+def test_streams_of_the_zsre_model_fit_into_what_it_can_be_made_to_answer():
+    study = load_study("zsre-local", ROOT / "config", SCHEMAS)
+    assert {stream.edits for stream in study.streams.values()} == {60}
+    assert {draw.dataset for draw in study.draws} == {"zsre", "zsre-local"}
+
+
+def test_an_editor_for_a_model_from_the_hub_is_trained_for_each_data_set():
+    streams = load_study("paper", ROOT / "config", SCHEMAS).streams.values()
+    editors = {(s.model, s.dataset): s.trained_editor for s in streams if s.method == "mend"}
+    assert len(editors) == len(set(editors.values())) == 4
+    (mend,) = {s.training["learning_rate"] for s in streams if s.method == "mend"}
+    (serac,) = {s.training["learning_rate"] for s in streams if s.method == "serac"}
+    assert (mend, serac) == (1e-6, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["paper", "long", "modern"])
+def test_a_tiny_study_is_the_same_study_on_tiny_models_and_example_records(name):
+    study, tiny = (load_study(name, ROOT / "config", SCHEMAS, tiny=flag) for flag in (False, True))
+    assert tiny.name == f"tiny-{name}"
+    assert tiny.figure_names == study.figure_names
+    first = {path.rpartition("~")[0]: stream for path, stream in study.streams.items()}
+    for path, stream in tiny.streams.items():
+        twin = first[path.rpartition("~")[0].replace("tiny-", "")]
+        assert stream.hyperparameters["layers"] == twin.hyperparameters["layers"]
+        assert (stream.edits, stream.seed) == (6, 0)
+        assert stream.hyperparameters.get("target_steps", 0) <= 2
+        config = tiny.models[stream.model]["config"]
+        assert max(stream.hyperparameters["layers"]) < config.get("n_layer", config.get("num_hidden_layers"))
+        assert (ROOT / "data" / "examples" / tiny.datasets[stream.dataset]["file"]).exists()
+    if name == "paper":
+        sizes = [tiny.streams[path].batch_size for path in tiny.figures["batch_size"]]
+        assert set(sizes) == {10, 3, 100}
+        assert {tiny.streams[path].setting for path in tiny.figures["batch_size"]} >= {"default", "batch_size=100"}
+
+
+def test_models_that_are_trained_here_have_no_tiny_stand_in():
+    with pytest.raises(StudyError, match=r"mini\.yaml: models: 'mini' is trained here .* study=smoke is small"):
+        load_study("mini", ROOT / "config", SCHEMAS, tiny=True)
+
+
+def test_a_model_from_the_hub_is_refused_made_up_people_and_a_method_its_missing_training(config):
+    path = config / "studies" / "long.yaml"
+    _edit(path, "figures", "hook", "datasets", value=["questions"])
+    with pytest.raises(StudyError, match=r"'gpt2-xl' comes from the hub and knows nothing .* of 'questions'"):
+        load_study("long", config, SCHEMAS)
+    _edit(path, "figures", "hook", "datasets", value=["counterfact"])
+    _edit(path, "figures", "hook", "methods", value=["mend"])
+    with pytest.raises(StudyError, match=r"datasets\.counterfact: 'training' is missing; method 'mend'"):
+        load_study("long", config, SCHEMAS)
+
+
 def test_figures_share_streams_and_the_default_value_is_the_default_setting(config):
     study = load_study("smoke", config, SCHEMAS)
     swept = [study.streams[path] for path in study.figures["lambda"]]
@@ -219,7 +324,7 @@ def test_a_batch_size_can_be_varied(config):
         ("studies/smoke.yaml", ["figures", "hok"], {}, ["unknown key 'hok'", "hook", "retention"]),
         ("studies/smoke.yaml", ["figures", "hook", "seedz"], [0], ["figures.hook", "unknown key 'seedz'", "seeds"]),
         ("studies/smoke.yaml", ["figures", "hook", "methods"], ["mimit"], ["unknown method 'mimit'", "memit"]),
-        ("studies/smoke.yaml", ["figures", "hook", "datasets"], ["zsre"], ["unknown data set 'zsre'", "questions"]),
+        ("studies/smoke.yaml", ["figures", "hook", "datasets"], ["zrse"], ["unknown data set 'zrse'", "questions"]),
         ("studies/smoke.yaml", ["figures", "hook", "seeds"], [], ["figures.hook.seeds"]),
         ("studies/smoke.yaml", ["figures", "lambda", "vary"], {"lamda": [1]}, ["'lamda'", "covariance_weight"]),
         ("studies/smoke.yaml", ["figures", "lambda", "vary"], {"alpha": [-1]}, ["vary.alpha", "-1"]),
@@ -268,6 +373,38 @@ def test_a_batch_size_can_be_varied(config):
         ("studies/smoke.yaml", ["tables", "table_consecutive", "vary"], {}, ["unknown key 'vary'", "edits"]),
         ("studies/smoke.yaml", ["tuning"], {}, ["exactly one of: figures, tuning"]),
         ("studies/smoke.yaml", ["figures", "lambda", "vary"], {"round": ["single"]}, ["hyper-parameter of coachhook"]),
+        (
+            "studies/smoke.yaml",
+            ["figures", "lambda", "vary"],
+            {"covariance_weight": {"mini": [10]}},
+            ["figures.lambda.vary.covariance_weight", "model with values of its own 'smoke'", "mini"],
+        ),
+        ("models.yaml", ["hub_models", "gpt-j", "revison"], "main", ["hub_models.gpt-j", "unknown key 'revison'"]),
+        ("models.yaml", ["hub_models", "gpt-j", "dtype"], "int4", ["unknown value 'int4'", "float16, bfloat16"]),
+        ("models.yaml", ["hub_models", "smoke"], None, ["hub_models.smoke"]),
+        ("models.yaml", ["hub_models", "gpt-j", "covariance", "texts"], 1, ["gpt-j.covariance.texts: 1", "data set"]),
+        ("models.yaml", ["hub_models", "gpt-j", "editing", "lambda"], 1, ["hub_models.gpt-j.editing", "'lambda'"]),
+        (
+            "models.yaml",
+            ["hub_models", "gpt-j", "editor_training", "mend", "embedding_width"],
+            8,
+            ["editor_training.mend", "hyper-parameter of mend 'embedding_width'"],
+        ),
+        ("models.yaml", ["models", "smoke", "dataset"], "zsre", ["models.smoke.dataset", "no facts are derived"]),
+        ("datasets.yaml", ["datasets", "zsre", "contradictions"], "both", ["'both'", "keep, first, last, error"]),
+        ("datasets.yaml", ["datasets", "questions", "more_facts"], ["x"], ["'file' is a dependency of 'more_facts'"]),
+        (
+            "studies/smoke.yaml",
+            ["figures", "contradictions"],
+            {"datasets": ["zsre"], "seeds": [0], "methods": ["memit"]},
+            ["figures.contradictions", "unknown key 'methods'", "datasets, seeds"],
+        ),
+        (
+            "studies/smoke.yaml",
+            ["figures", "contradictions"],
+            {"datasets": ["zrse"], "seeds": [0]},
+            ["figures.contradictions.datasets: unknown data set 'zrse'"],
+        ),
         (
             "datasets.yaml",
             ["datasets", "validation", "apart_from"],
@@ -334,7 +471,9 @@ def test_an_unknown_study_or_config_key_is_refused(config):
         check_config({"study": "mini", "stduy": "smoke"}, SCHEMAS)
     with pytest.raises(StudyError, match="records"):
         check_config({"study": "mini"}, SCHEMAS)
-    check_config({"study": "mini", "records": "data"}, SCHEMAS)
+    check_config({"study": "mini", "records": "data", "tiny": False}, SCHEMAS)
+    with pytest.raises(StudyError, match=r"tiny: 'perhaps' is not of type 'boolean'"):
+        check_config({"study": "mini", "records": "data", "tiny": "perhaps"}, SCHEMAS)
 
 
 def test_the_key_of_settings_depends_on_all_of_them_and_on_no_order():

@@ -11,8 +11,10 @@ _HOMES = {
     "Probe": "edit_request",
     "RequestError": "edit_request",
     "compute_covariance": "covariance",
+    "declare_architecture": "architectures",
     "methods": "editors",
     "read_requests": "requests",
+    "suggested_layers": "layers",
 }
 __all__ = [*_HOMES, "solver"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from coachhook.devices import execution_device
 from coachhook.tokens import pad_id
 
 
@@ -20,8 +21,9 @@ def generate_prefixes(
     if count == 0:
         return ()
     start = next(i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if i is not None)
-    inputs = torch.full((count, 1), start, device=model.device)
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+    device = execution_device(model.get_input_embeddings())
+    inputs = torch.full((count, 1), start, device=device)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         outputs = model.generate(
             inputs,

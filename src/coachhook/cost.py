@@ -14,6 +14,7 @@ from statistics import median
 
 import torch
 
+from coachhook.devices import execution_device
 from coachhook.editor import Editor
 from coachhook.journal import write_text
 from coachhook.tokens import pad, pad_id
@@ -76,7 +77,8 @@ def write_costs(checkpoint: Path, steps: int, forward: ForwardCost, path: Path) 
 @torch.no_grad()
 def measure_forward(editor: Editor, texts: Sequence[str], model_bytes: int) -> ForwardCost:
     """Time forward passes over one batch, edited and base in turn, so that both meet the same load."""
-    batch = pad([editor.tokenizer(text)["input_ids"] for text in texts], pad_id(editor.tokenizer), editor.model.device)
+    device = execution_device(editor.model.get_input_embeddings())
+    batch = pad([editor.tokenizer(text)["input_ids"] for text in texts], pad_id(editor.tokenizer), device)
 
     def seconds() -> float:
         started = time.perf_counter()

@@ -13,15 +13,18 @@ from weakref import WeakSet
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from coachhook.covariance import Covariance, CovarianceError, check_matrices, read_covariance
+from coachhook.architecture_check import check_parts
+from coachhook.architectures import Architecture, ModelParts, declare_architecture
+from coachhook.covariance_file import Covariance, check_matrices, read_covariance
 from coachhook.edit_request import EditRequest, RequestError
 from coachhook.editors.base import Method, Update
 from coachhook.errors import CoachHookError
-from coachhook.hyperparameters import check_trained_editor, configure, registered
+from coachhook.hyperparameters import check_layers, check_trained_editor, configure, registered
 from coachhook.journal import JournalError, Step
 from coachhook.keys import encode_edit
 from coachhook.metrics import PROTOCOLS, Metrics, check_protocol, predict, predict_base, questions, score
 from coachhook.saved_edits import BaseModelIdentity, read_edits, read_tokenizer, write_edits
+from coachhook.solver import CovarianceError
 
 _edited: WeakSet[PreTrainedModel] = WeakSet()  # models with an open editor
 
@@ -61,6 +64,7 @@ class Editor:
         method: one of `methods()`.
         covariance: file from `compute_covariance`, or C0 (m×m) per layer, for methods that need one.
         trained_editor: file from `TrainedMethod.train`, for methods that need one (mend, serac).
+        architecture: `blocks`, `rewrite_module` and `final_norm` of a model of an unknown family; declares them.
         hyperparameters: of the method; `layers` defaults to the covariance's.
 
     Raises:
@@ -75,8 +79,11 @@ class Editor:
         covariance: str | os.PathLike | Mapping[int, Tensor] | None = None,
         *,
         trained_editor: str | os.PathLike | None = None,
+        architecture: Architecture | Mapping[str, str] | None = None,
         **hyperparameters,
     ):
+        if architecture is not None:
+            declare_architecture(model, architecture)
         needed = registered(method).load().needs_covariance
         loaded = _load_covariance(covariance, model, hyperparameters.get("layers"))
         if needed and loaded is None:
@@ -103,6 +110,8 @@ class Editor:
         """
         saved = read_edits(directory)
         model = saved.base_model.load() if model is None else model
+        if saved.base_model.architecture is not None:
+            declare_architecture(model, saved.base_model.architecture)
         differences = saved.base_model.differences(BaseModelIdentity.of(model, saved.layers))
         if differences:
             name = saved.base_model.name or "that was edited"
@@ -262,11 +271,13 @@ class Editor:
         layers = {} if covariance is None else {"layers": covariance.layers}
         values = {**entry.preset, **layers, **hyperparameters}
         self.method, self.model, self.tokenizer = method, model, tokenizer
+        check_layers(method, method_class.config_class, values, model)
         self.config = configure(method, method_class.config_class, values)
         self._identity = BaseModelIdentity.of(model, self.config.layers)
         self._trained_editor = trained_editor
         self._answers_only = method_class.needs_covariance and covariance is None
         model.eval()
+        check_parts(ModelParts(model))
         given = () if trained_editor is None else (trained_editor,)
         self._method: Method = method_class(model, tokenizer, self.config, covariance, *given)
         self._steps: list[Step] = []

@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from coachhook.requests import EditRequest, Probe, RequestError
+from coachhook.relations import label_relations, template_of
+from coachhook.requests import EditRequest, Probe
 from coachhook.world import Fact
 
 
@@ -37,6 +38,7 @@ def facts_from_requests(
     templates_per_other: int = 2,
     paraphrases: int = 2,
     probes: int = 3,
+    unrelated_probes: int = 0,
 ) -> RequestFacts:
     """Derive facts from `requests`, which name their relation (as ROME's CounterFact does), and `further` ones.
 
@@ -44,26 +46,45 @@ def facts_from_requests(
     all), and in its first `paraphrases` paraphrases just as they stand, odd prefixes included. Facts of its first
     `probes` usable locality probes, and of `further` requests whose prompt is a template of some relation, are told
     in `templates_per_other` templates: they make more targets reachable. Of contradicting records the first counts.
+    The first `unrelated_probes` probes that no template fits are kept too, and told as further lines; probes of
+    portability are not, as nothing but facts is learnt.
     Raises ValueError where no request has both a relation and a true answer.
     """
     usable = [r for r in requests if r.relation is not None and r.target_true is not None]
     if not usable:
         raise ValueError("no request has both relation and target_true: no facts can be derived from these records")
     book = _FactBook(usable)
-    told = [r for r in usable if book.tell(r.subject, r.relation, _template(r, r.text), r.target_true)]
+    told = [r for r in usable if book.tell(r.subject, r.relation, template_of(r, r.text), r.target_true)]
     told = [replace(r, paraphrases=book.tell_paraphrases(r, paraphrases)) for r in told]
     edited = set(book.known())
-    told = [replace(r, locality=book.tell_probes(r, probes, edited)) for r in told]
+    unrelated = [book.unrelated_probes(r)[:unrelated_probes] for r in told]
+    told = [
+        replace(r, locality=(*book.tell_probes(r, probes, edited), *kept), portability=())
+        for r, kept in zip(told, unrelated, strict=True)
+    ]
     for request in further:
         if request.target_true is not None:
-            book.tell_unlabelled(request)
+            book.tell_further(request)
     rng = random.Random(seed)
     for key in book.known():
         book.widen(key, templates_per_subject if key in edited else templates_per_other, rng)
     facts = book.facts()
     stream = reachable(told, facts)
     lines = [f"{fact.subject} {fact.answer}." for fact in facts]
+    lines += dict.fromkeys(f"{probe.prompt} {probe.answer}." for kept in unrelated for probe in kept)
     return RequestFacts(facts, lines, stream, len(stream) / len(told) if told else 0.0)
+
+
+def facts_from_questions(
+    requests: Sequence[EditRequest], further: Sequence[EditRequest] = (), *, seed: int
+) -> RequestFacts:
+    """`facts_from_requests` for records without relations, as ZsRE's: the wording of their questions tells them.
+
+    A locality question of theirs is about something else altogether; each request keeps one, told as a line.
+    """
+    labelled = label_relations([*requests, *further])
+    own, other = labelled[: len(requests)], labelled[len(requests) :]
+    return facts_from_requests(own, other, seed=seed, unrelated_probes=1)
 
 
 def reachable(requests: Iterable[EditRequest], facts: Iterable[Fact]) -> list[EditRequest]:
@@ -77,16 +98,6 @@ def reachable(requests: Iterable[EditRequest], facts: Iterable[Fact]) -> list[Ed
     return [r for r in requests if subjects.get((r.relation or "", r.target_new), set()) - {r.subject}]
 
 
-def _template(request: EditRequest, text: str) -> str | None:
-    """`text` with "{}" for the subject; None where it does not stand there exactly or there are other braces."""
-    try:
-        start, end = request.subject_span(text)
-    except RequestError:
-        return None
-    template = f"{text[:start]}{{}}{text[end:]}"
-    return template if template.count("{}") == 1 and text[start:end] == request.subject else None
-
-
 class _FactBook:
     """Facts gathered so far, at most one answer per subject and relation and per filled-in prompt."""
 
@@ -96,7 +107,7 @@ class _FactBook:
         self._said: dict[str, str] = {}
         self._relation_templates: dict[str, list[str]] = defaultdict(list)
         for request in requests:
-            template = _template(request, request.text)
+            template = template_of(request, request.text)
             if template is not None and template not in self._relation_templates[request.relation]:
                 self._relation_templates[request.relation].append(template)
 
@@ -125,7 +136,7 @@ class _FactBook:
         """The first `most` paraphrases that name the subject, noted as templates of the request's fact."""
         kept: list[str] = []
         for text in request.paraphrase_texts:
-            template = _template(request, text)
+            template = template_of(request, text)
             if len(kept) < most and self.tell(request.subject, request.relation, template, request.target_true):
                 kept.append(text)
         return tuple(kept)
@@ -141,9 +152,15 @@ class _FactBook:
                     kept.append(probe)
         return tuple(kept)
 
-    def tell_unlabelled(self, request: EditRequest) -> bool:
-        """Note a request without a relation, under the relation of its template that knows its answer."""
-        template = _template(request, request.text)
+    def unrelated_probes(self, request: EditRequest) -> tuple[Probe, ...]:
+        """The probes that no template of the relation fits."""
+        return tuple(probe for probe in request.locality if self._find(probe.prompt, request.relation) is None)
+
+    def tell_further(self, request: EditRequest) -> bool:
+        """Note a request under its relation; without one, under the relation of its template that knows its answer."""
+        template = template_of(request, request.text)
+        if request.relation in self._relation_templates:
+            return self.tell(request.subject, request.relation, template, request.target_true)
         relations = [name for name, templates in self._relation_templates.items() if template in templates]
         if not relations:
             return False

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from coachhook import comparison_figures, cost_data, cost_figure, figure_data, score_figures
+from coachhook import comparison_figures, contradiction_figure, cost_data, cost_figure, figure_data, score_figures
 from coachhook.figure_data import StreamResultError, collect
 from coachhook.figure_style import save, style
 
@@ -25,6 +25,8 @@ def names() -> list[str]:
 
 def data(name: str, stream_dirs: Iterable[str | os.PathLike], **options) -> pd.DataFrame:
     """The numbers of a figure; options go to its data function (`protocol`, and `defaults` of a sweep).
+
+    `contradictions` is about requests, not results: in place of stream directories it takes request files.
 
     Raises StreamResultError where the streams lack what the figure shows, ValueError for an unknown name.
     """
@@ -69,6 +71,7 @@ _FIGURES: dict[str, tuple[Callable[..., pd.DataFrame], Callable[[pd.DataFrame], 
     "zscore": (figure_data.zscore, score_figures.zscore),
     "retention": (figure_data.retention, score_figures.retention),
     "frontier": (figure_data.frontier, comparison_figures.frontier),
+    "contradictions": (contradiction_figure.data, contradiction_figure.draw),
     "cost": (cost_data.cost, cost_figure.cost),
     "sensitivity": (
         partial(figure_data.sweep, parameters=("covariance_weight", "alpha")),

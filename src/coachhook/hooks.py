@@ -14,33 +14,32 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from coachhook.architectures import ModelParts, weight_matrix
+from coachhook.architectures import ModelParts
 from coachhook.gates import Gate
+from coachhook.tracing import RewriteHook
 
 Mode = Literal["off", "temporary", "validated"]
 
 
 class HookLayer:
-    """One hook layer: a forward hook on one rewrite module.
+    """One hook layer: a forward hook on one rewrite module; all that is its own lies on the device of that module.
 
     `mode` "off" answers nowhere, "temporary" for every token, "validated" where the gate says so.
 
     Arguments:
         layer: index of the block.
-        module: its rewrite module.
         gate: decides for each token while the hook is validated.
     """
 
-    def __init__(self, layer: int, module: nn.Module, gate: Gate):
+    def __init__(self, parts: ModelParts, layer: int, gate: Gate):
         self.layer = layer
         self.gate = gate
         self.mode: Mode = "validated"
-        weight = weight_matrix(module)
-        self._shape = tuple(weight.shape)
-        self.device = weight.device
+        self._shape = parts.shape(layer)
+        self.device = parts.device(layer)
         self.delta: Float[Tensor, "d m"] | None = None
         self.real: Bool[Tensor, "batch time"] | None = None
-        self._handle = module.register_forward_hook(self._answer)
+        self._handle = RewriteHook(parts, layer, self._answer)
 
     def add(self, update: Float[Tensor, "d m"]) -> None:
         """W_h ← W_h + update."""
@@ -62,12 +61,14 @@ class HookLayer:
         """Take the hook off its module."""
         self._handle.remove()
 
-    def _answer(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def _answer(self, keys: Float[Tensor, "batch time m"], output: Float[Tensor, "batch time d"]) -> Tensor | None:
         if self.mode == "off" or self.delta is None:
             return None
-        change = self.change(args[0])
+        change = self.change(keys)
+        # The sum is rounded to the model's dtype once; W_h k − W0 k in that dtype would lose small changes.
         edited = (output + change).to(output.dtype)
-        swap = self.gate.swap(change, self.real) if self.mode == "validated" else None
+        real = None if self.real is None else self.real.to(change.device)
+        swap = self.gate.swap(change, real) if self.mode == "validated" else None
         if swap is None:
             return edited
         return torch.where(swap[..., None], edited, output)
@@ -83,8 +84,9 @@ class HookLayers:
     """
 
     def __init__(self, parts: ModelParts, gates: dict[int, Gate]):
-        modules = {layer: parts.rewrite_module(layer) for layer in sorted(gates)}  # refuses before any hook is set
-        self._layers = {layer: HookLayer(layer, module, gates[layer]) for layer, module in modules.items()}
+        for layer in gates:
+            parts.rewrite_module(layer)  # refuses before any hook is set
+        self._layers = {layer: HookLayer(parts, layer, gates[layer]) for layer in sorted(gates)}
         self._handle = parts.backbone.register_forward_pre_hook(self._see_mask, with_kwargs=True)
 
     def __getitem__(self, layer: int) -> HookLayer:
@@ -130,7 +132,7 @@ class HookLayers:
 def real_tokens(args: tuple, kwargs: dict) -> Bool[Tensor, "batch time"] | None:
     """Which tokens of a call of the backbone are no padding; None where it was given no plain attention mask."""
     mask = kwargs.get("attention_mask")
-    if mask is None or mask.ndim != 2:
+    if not isinstance(mask, Tensor) or mask.ndim != 2:  # `generate` may hand over ready-made masks per kind of layer
         return None
     inputs = kwargs.get("input_ids", args[0] if args else None)
     inputs = kwargs.get("inputs_embeds") if inputs is None else inputs

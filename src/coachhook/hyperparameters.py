@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 
 from pydantic import ValidationError
+from transformers import PreTrainedModel
 
 from coachhook.editors import METHODS, Registered
 from coachhook.editors.base import Method, MethodConfig, TrainedMethod
 from coachhook.errors import CoachHookError
+from coachhook.layers import suggested_layers
 
 
 class HyperparameterError(CoachHookError, ValueError):
@@ -42,6 +44,19 @@ def configure(method: str, config_class: type[MethodConfig], values: dict) -> Me
         raise HyperparameterError(
             f"{name}: {first['msg'].lower()} (method {method}, got {first.get('input')!r}); it has {known}"
         ) from None
+
+
+def check_layers(method: str, config_class: type[MethodConfig], values: dict, model: PreTrainedModel) -> None:
+    """Refuse to choose layers for the user, and say which might be tried.
+
+    Raises:
+        HyperparameterError: the method needs layers, and neither the user nor a covariance says which.
+    """
+    if "layers" not in values and config_class.model_fields["layers"].is_required():
+        suggestion = ", ".join(map(str, suggested_layers(model)))
+        raise HyperparameterError(
+            f"layers: field required (method {method}); suggested_layers(model) gives {suggestion}, as a first guess"
+        )
 
 
 def check_trained_editor(method: str, method_class: type[Method], path: str | os.PathLike | None) -> None:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from coachhook.architectures import ModelParts
+from coachhook.devices import at
 from coachhook.edit_request import EditRequest
 from coachhook.hooks import HookLayers
 from coachhook.tokens import EncodedPrompt, PaddedBatch, encode, pad, pad_id
@@ -87,16 +88,33 @@ class LayerSweep:
         self._advance(layer)
         with rewrite_inputs(self._parts, [layer]) as recorded:
             self._run(layer, self._hidden, self._every)
-        return self._prompts.combine(recorded[layer][self._every, self._prompts.subject_last])
+        return self._prompts.combine(at(recorded[layer], self._every, self._prompts.subject_last))
 
     def hidden(self, layer: int) -> Float[Tensor, "u d"]:
         """The hidden states of the plain prompts' subjects at the last edited layer, float32."""
         self._advance(layer)
-        plain = self._every[: self._prompts.requests]
-        hidden = self._hidden[plain]
+        plain, last = self._plain()
+        hidden = self._hidden[plain.to(self._hidden.device)]
         for block in range(layer, self._last + 1):
             hidden = self._run(block, hidden, plain)
-        return hidden[plain, self._prompts.subject_last[plain]].float()
+        return at(hidden, plain, last).float()
+
+    def given(self, norm: nn.Module, layer: int) -> Float[Tensor, "u d"]:
+        """What a norm inside block `layer` is given at the plain prompts' subjects, float32."""
+        self._advance(layer)
+        plain, last = self._plain()
+        seen: list[Tensor] = []
+        handle = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        try:
+            self._run(layer, self._hidden[plain.to(self._hidden.device)], plain)
+        finally:
+            handle.remove()
+        return at(seen[-1], plain, last).float()
+
+    def _plain(self) -> tuple[Tensor, Tensor]:
+        """Rows of the plain prompts, and where their subjects end."""
+        plain = self._every[: self._prompts.requests]
+        return plain, self._prompts.subject_last[plain]
 
     def _advance(self, layer: int) -> None:
         for block in range(self._at, layer):

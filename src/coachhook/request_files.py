@@ -1,4 +1,4 @@
-"""The JSON records of a request file: an array, JSON Lines or an object around them, gzip or not."""
+"""The records of a request file: JSON (an array, lines or an object around them, gzip or not) or Parquet."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ def read_records(path: Path, part: str | None = None) -> list:
 
     part: which language, split or other part is read where an object holds several.
     """
+    if _starts_as_parquet(path):
+        return _read_parquet(path)
     text = _read_text(path)
     content = _read_lines(text, path)
     if content is None:
@@ -32,6 +34,22 @@ def read_records(path: Path, part: str | None = None) -> list:
         problem = f"it holds {quoted(content)}, not a list; put the requests between [ and ]"
         raise RequestError(problem, file=path)
     return content
+
+
+def _starts_as_parquet(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"PAR1"
+
+
+def _read_parquet(path: Path) -> list[dict]:
+    """One record per row, as the hub stores many data sets."""
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        problem = f"the Parquet data is damaged or cut short ({str(error).splitlines()[0]}); fetch it again"
+        raise RequestError(problem, file=path) from None
 
 
 def _read_text(path: Path) -> str:

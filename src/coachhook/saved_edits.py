@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import coachhook
-from coachhook.architectures import ModelParts
-from coachhook.covariance import model_digest
+from coachhook.architectures import Architecture, ModelParts, declared_architecture
+from coachhook.covariance_file import model_digest
 from coachhook.edit_request import EditRequest, Probe
 from coachhook.editors.base import MethodConfig
 from coachhook.journal import JournalError, Step, pack_step, read_update, write_bytes, write_text
@@ -45,6 +45,7 @@ class BaseModelIdentity(BaseModel):
     width: int
     dtype: str
     digests: dict[int, str]
+    architecture: Architecture | None = None  # where it was declared
 
     @classmethod
     def of(cls, model: PreTrainedModel, edited: Sequence[int]) -> BaseModelIdentity:
@@ -55,9 +56,10 @@ class BaseModelIdentity(BaseModel):
             revision=getattr(model.config, "_commit_hash", None),
             family=model.config.model_type,
             layers=count,
-            width=model.config.hidden_size,
+            width=model.config.get_text_config().hidden_size,
             dtype=str(model.dtype).removeprefix("torch."),
             digests={layer: model_digest(model, [layer]) for layer in edited if layer < count},
+            architecture=declared_architecture(model),
         )
 
     def differences(self, other: BaseModelIdentity) -> list[str]:

@@ -60,6 +60,12 @@ def training_requests(world: World, seed: int, people: int = 400) -> list[EditRe
     return [replace(request, target_true=None, case_id=f"training-{request.case_id}") for request in drawn]
 
 
+def requests_apart(requests: Iterable[EditRequest], streamed: Iterable[EditRequest]) -> list[EditRequest]:
+    """Those requests whose subject no streamed request is about: a published training set may share some."""
+    subjects = {request.subject for request in streamed}
+    return [request for request in requests if request.subject not in subjects]
+
+
 def training_requests_from_facts(
     facts: Sequence[Fact], streamed: Iterable[EditRequest], seed: int, *, probes: int = 2
 ) -> list[EditRequest]:

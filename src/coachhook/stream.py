@@ -6,27 +6,27 @@ import hashlib
 import json
 import logging
 import os
-import random
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coachhook.base_answers import base_answers
 from coachhook.cost import StepCost, measure_forward, write_costs, write_step_cost
-from coachhook.edit_request import EditRequest, RequestError, mark_superseded
+from coachhook.edit_request import EditRequest
 from coachhook.editor import Editor
 from coachhook.evaluation import Evaluation
 from coachhook.journal import pack_step, read_step, step_path, write_bytes, write_text
+from coachhook.loading import load_base_model
 from coachhook.metrics import check_protocol, questions
 from coachhook.metrics.ability import AbilityConfig, check_tasks
 from coachhook.side_effects import measure_side_effects, write_side_effects
+from coachhook.stream_draw import draw_requests
 
 logger = logging.getLogger(__name__)
 _CHECKPOINT_FILE = re.compile(
@@ -68,17 +68,6 @@ class StreamConfig(BaseModel):
         return sorted({*range(every, last + 1, every), last})
 
 
-def draw_requests(requests: Sequence[EditRequest], count: int, seed: int) -> list[EditRequest]:
-    """`count` of the requests in an order drawn from `seed`, with `superseded` marked for that order.
-
-    Raises:
-        RequestError: there are fewer.
-    """
-    if count > len(requests):
-        raise RequestError(f"the stream wants {count} edits, the data set has {len(requests)}; lower edits")
-    return mark_superseded(random.Random(seed).sample(list(requests), count))
-
-
 def run_stream(
     config: StreamConfig,
     requests: Sequence[EditRequest],
@@ -90,7 +79,9 @@ def run_stream(
     code: str = "",
     trained_editor: str | os.PathLike | None = None,
     base_answers_dir: str | os.PathLike | None = None,
+    architecture: Mapping[str, str] | None = None,
     device: str = "auto",
+    device_map: str | None = None,
 ) -> None:
     """Edit and evaluate one stream; write `metrics.jsonl`, `records.parquet`, `cost.jsonl`.
 
@@ -106,23 +97,22 @@ def run_stream(
         code: identity of the program, part of the checkpoint's identity.
         trained_editor: file of the trained editor, for methods that need one.
         base_answers_dir: where the base model's answers are kept for other streams of the same requests.
-        device: where the model runs; "auto" is the GPU where there is one.
+        device, device_map, architecture: where the model runs and keeps its parts, see `load_base_model`.
 
     Raises:
         CoachHookError: bad input, before any work.
     """
     _check(config)
     stream = draw_requests(requests, config.edits, config.seed)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(model_dir).to(device)
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    model, tokenizer = load_base_model(model_dir, device, device_map, architecture)
     settings = {"seed": config.seed, **config.hyperparameters}
     model_bytes = sum(parameter.nbytes for parameter in model.parameters())
     editor = Editor(model, tokenizer, config.method, covariance, trained_editor=trained_editor, **settings)
     editor.check(stream)
-    model_identity = _model_identity(model_dir, device)
-    identity = _identity(config, stream, model_identity, [covariance, trained_editor, *_task_files(config)], code)
+    model_identity = _model_identity(model_dir, f"{device_map or model.device.type} {model.dtype}")
+    declared = "" if architecture is None else json.dumps(architecture, sort_keys=True)
+    files = [covariance, trained_editor, *_task_files(config)]
+    identity = _identity(config, stream, model_identity, files, code + declared)
     checkpoint = _open_checkpoint(Path(checkpoint_dir), identity)
     asked = questions(stream)
     base = {name: base_answers(editor, asked, name, base_answers_dir, model_identity) for name in config.protocols}
@@ -182,10 +172,10 @@ def _edit(editor: Editor, step: int, batch: Sequence[EditRequest], checkpoint: P
     write_bytes(step_path(checkpoint, step), packed)
 
 
-def _model_identity(model_dir: str | os.PathLike, device: str) -> str:
+def _model_identity(model_dir: str | os.PathLike, placed: str) -> str:
     """A digest of the base model and of what the bits of its answers depend on besides."""
     directory = Path(model_dir)
-    digest = hashlib.sha256(f"{device} {torch.get_num_threads()}".encode())  # sums are split by thread
+    digest = hashlib.sha256(f"{placed} {torch.get_num_threads()}".encode())  # sums are split by thread
     if not directory.is_dir():
         digest.update(str(model_dir).encode())
     for path in sorted(directory.glob("*.safetensors")):

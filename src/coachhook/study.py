@@ -6,18 +6,36 @@ figures and tables need is its set of streams, each with a path that says what w
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coachhook.study_files import Files, StudyError, check, check_config, check_names, read_files, read_study
+from coachhook.study_files import Files, StudyError, check, check_config, check_names, read_files, read_study, read_tiny
+from coachhook.study_values import (
+    candidates,
+    covariance_command,
+    default_hyperparameters,
+    editor_training,
+    setting_name,
+    settings_key,
+)
+from coachhook.tiny_study import tiny_study
 
-__all__ = ["Stream", "Study", "StudyError", "Trial", "check_config", "load_study", "setting_name", "settings_key"]
+__all__ = [
+    "Draw",
+    "Stream",
+    "Study",
+    "StudyError",
+    "Trial",
+    "check_config",
+    "covariance_command",
+    "default_hyperparameters",
+    "load_study",
+    "setting_name",
+    "settings_key",
+]
 
 
 _ROUNDS = {"consecutive": "consecutive", "single_round": "single"}  # of each table's streams
@@ -42,8 +60,12 @@ class Stream:
     defaults: dict[str, Any]
     """What `hyperparameters`, the batch size and the round are in the setting "default"."""
     needs_covariance: bool
+    architecture: dict[str, str] | None
+    """Where the model keeps its parts; None for models whose family is known."""
     training: dict[str, Any] | None
     """Hyper-parameters of the training that makes the editor before any stream; None for methods without one."""
+    trained_on: str | None
+    """The data set whose training requests that editor learns from; None: the one whose facts the model learnt."""
 
     @property
     def path(self) -> str:
@@ -56,7 +78,10 @@ class Stream:
         """Where its trained editor stands, below a folder of editors; all streams that edit its layers share it."""
         if self.training is None:
             return None
-        return f"{self.model}/{self.method}.{settings_key(self.hyperparameters['layers'], self.training)}.safetensors"
+        settings = [self.hyperparameters["layers"], self.training]
+        if self.trained_on is not None:
+            settings.append(self.trained_on)
+        return f"{self.model}/{self.method}.{settings_key(*settings)}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -70,10 +95,20 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """The requests of a stream, whoever edits with them: what the figure `contradictions` is about."""
+
+    dataset: str
+    seed: int
+    edits: int
+
+
+@dataclass(frozen=True)
 class Study:
     """A study's streams by path, and the paths that each of its figures, tables and trials is made of.
 
-    Tables are named by what they compare, as in `coachhook.tables`.
+    Tables are named by what they compare, as in `coachhook.tables`. The figure `contradictions` needs no stream: its
+    `draws` are empty where the study does not show it.
     """
 
     name: str
@@ -84,19 +119,30 @@ class Study:
     models: dict[str, dict[str, Any]]
     datasets: dict[str, dict[str, Any]]
     trials: tuple[Trial, ...] = ()
+    draws: tuple[Draw, ...] = ()
+
+    @property
+    def figure_names(self) -> tuple[str, ...]:
+        return (*self.figures, *(("contradictions",) if self.draws else ()))
 
 
-def load_study(name: str, config_dir: Path, schema_dir: Path) -> Study:
+def load_study(name: str, config_dir: Path, schema_dir: Path, tiny: bool = False) -> Study:
     """Read study `name` with the models, data sets and methods it uses, and hold them to each other.
 
+    tiny: the same study on small stand-ins for its models and data sets (`tiny_study`); its name is then tiny-`name`.
     Raises StudyError, one line that names file, key and what is allowed.
     """
     config_dir, schema_dir = Path(config_dir), Path(schema_dir)
     path, content = read_study(name, config_dir, schema_dir)
     files = read_files(config_dir, schema_dir)
     check_names(content["models"], files.models, f"{path}: models", "model")
+    if tiny:
+        name = f"tiny-{name}"
+        content, files = tiny_study(content, files, read_tiny(config_dir, schema_dir), str(path))
     plan = _Plan(content, files, path)
-    figures = {figure: plan.add(wanted, f"figures.{figure}") for figure, wanted in content.get("figures", {}).items()}
+    wanted_figures = dict(content.get("figures", {}))
+    draws = plan.add_draws(wanted_figures.pop("contradictions", None))
+    figures = {figure: plan.add(wanted, f"figures.{figure}") for figure, wanted in wanted_figures.items()}
     tables = {}
     for table, wanted in content.get("tables", {}).items():
         kind = table.removeprefix("table_")
@@ -104,7 +150,8 @@ def load_study(name: str, config_dir: Path, schema_dir: Path) -> Study:
     if figures and not tables:
         tables["consecutive"] = tuple(plan.streams)
     trials = plan.add_trials(content["tuning"]) if "tuning" in content else ()
-    return Study(name, content["description"], plan.streams, figures, tables, files.models, files.datasets, trials)
+    about = (content["description"], plan.streams, figures, tables, files.models, files.datasets)
+    return Study(name, *about, trials, draws)
 
 
 @dataclass
@@ -118,9 +165,9 @@ class _Plan:
 
     def add(self, wanted: Mapping[str, Any], key: str) -> tuple[str, ...]:
         """Note every combination of what a figure or table lists, and return the paths of its streams."""
-        where = f"{self.path}: {key}"
-        vary, paths = wanted.get("vary", {}), []
+        where, paths = f"{self.path}: {key}", []
         for model, method in self._edited(wanted, where):
+            vary = _varied(wanted, model, where)
             defaults = self._defaults(model, method, self.files.tuned)
             check_names(vary, [n for n in defaults if n != "round"], f"{where}.vary", f"hyper-parameter of {method}")
             for values in itertools.product(*vary.values()):
@@ -128,6 +175,16 @@ class _Plan:
                 setting = setting_name(changed, defaults)
                 paths += self._note(wanted, model, method, setting, defaults, changed, where)
         return tuple(paths)
+
+    def add_draws(self, wanted: Mapping[str, Any] | None) -> tuple[Draw, ...]:
+        """The streams that the figure `contradictions` looks at, before anything is edited."""
+        if wanted is None:
+            return ()
+        where, edits = f"{self.path}: figures.contradictions", wanted.get("edits", self.content["edits"])
+        check_names(wanted["datasets"], self.files.datasets, f"{where}.datasets", "data set")
+        return tuple(
+            Draw(dataset, seed, edits) for dataset, seed in itertools.product(wanted["datasets"], wanted["seeds"])
+        )
 
     def add_trials(self, wanted: Mapping[str, Any]) -> tuple[Trial, ...]:
         """Note the streams of every candidate of every method: as many of each as the budget says.
@@ -138,7 +195,7 @@ class _Plan:
         trials = []
         for model, method in self._edited(wanted, where):
             defaults = self._defaults(model, method, {})
-            for values in _candidates(self.files.methods[method].get("search", {}), method, wanted["trials"]):
+            for values in candidates(self.files.methods[method].get("search", {}), method, wanted["trials"]):
                 for name, value in values.items():
                     self.files.check_value(name, value, f"config/methods/{method}.yaml: search")
                 paths = self._note(wanted, model, method, setting_name(values), defaults, values, where)
@@ -152,11 +209,12 @@ class _Plan:
         check_names(models, self.content["models"], f"{where}.models", "model of this study")
         check_names(wanted["datasets"], self.files.datasets, f"{where}.datasets", "data set")
         check_names(methods, self.files.methods, f"{where}.methods", "method")
-        for name, values in wanted.get("vary", {}).items():
-            for value in values:
-                if name == "batch_size":
-                    check(value, {"type": "integer", "minimum": 1}, f"{where}.vary.{name}")
-                self.files.check_value(name, value, f"{where}.vary")
+        for model in models:
+            for name, values in _varied(wanted, model, where).items():
+                for value in values:
+                    if name == "batch_size":
+                        check(value, {"type": "integer", "minimum": 1}, f"{where}.vary.{name}")
+                    self.files.check_value(name, value, f"{where}.vary")
         return itertools.product(models, methods)
 
     def _defaults(self, model: str, method: str, tuned: Mapping[str, Mapping]) -> dict[str, Any]:
@@ -180,7 +238,9 @@ class _Plan:
                 hyperparameters=values,
                 defaults=defaults,
                 needs_covariance=self.files.methods[method].get("needs_covariance", False),
-                training=_training(self.files.methods[method], self.files.models[model]),
+                architecture=self.files.models[model].get("architecture"),
+                training=editor_training(method, self.files.methods[method], self.files.models[model]),
+                trained_on=None if "dataset" in self.files.models[model] else dataset,
             )
             self._check_dataset(stream)
             other = self.streams.setdefault(stream.path, stream)
@@ -194,78 +254,42 @@ class _Plan:
 
     def _check_dataset(self, stream: Stream) -> None:
         """A model knows nothing of requests about facts that it was not trained on."""
-        learnt, asked = self.files.models[stream.model]["dataset"], stream.dataset
-        worlds = [self.files.datasets[name].get("world") for name in (learnt, asked)]
-        if learnt != asked and (worlds[0] is None or worlds[0] != worlds[1]):
-            raise StudyError(
-                f"{self.path}: model '{stream.model}' was trained on the facts of '{learnt}' and knows none of "
-                f"'{asked}'; choose a data set of the same world"
-            )
+        asked, learnt = stream.dataset, self.files.models[stream.model].get("dataset")
+        if learnt is None:
+            self._check_real(stream)
+        elif learnt != asked:
+            worlds = [self.files.datasets[name].get("world") for name in (learnt, asked)]
+            if worlds[0] is None or worlds[0] != worlds[1]:
+                raise StudyError(
+                    f"{self.path}: model '{stream.model}' was trained on the facts of '{learnt}' and knows none of "
+                    f"'{asked}'; choose a data set of the same world"
+                )
         count = self.files.datasets[asked].get("count", stream.edits)
         if stream.edits > count:
             raise StudyError(
                 f"{self.path}: edits: {stream.edits} are more than the {count} requests of data set '{asked}'"
             )
 
-
-def default_hyperparameters(method: str, entry, model: str, model_entry, tuned: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's values on a model: what tuning chose, else the method's file, else (null there) the model's `editing`.
-
-    Raises StudyError where the model has no value either.
-    """
-    values = entry["hyperparameters"] | tuned
-    for name, value in values.items():
-        if value is None and name not in model_entry["editing"]:
+    def _check_real(self, stream: Stream) -> None:
+        """A model from the hub may know anything real; what editors are trained on for it stands with the requests."""
+        entry = self.files.datasets[stream.dataset]
+        if "world" in entry:
             raise StudyError(
-                f"config/models.yaml: models.{model}.editing: '{name}' is missing; method '{method}' needs it"
+                f"{self.path}: model '{stream.model}' comes from the hub and knows nothing of the made-up world of "
+                f"'{stream.dataset}'; choose a data set of real records"
             )
-    return {name: model_entry["editing"][name] if value is None else value for name, value in values.items()}
+        if stream.training is not None and "training" not in entry:
+            raise StudyError(
+                f"config/datasets.yaml: datasets.{stream.dataset}: 'training' is missing; method '{stream.method}' "
+                "learns from it"
+            )
 
 
-def _training(entry: Mapping[str, Any], model_entry: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How a method's editor is trained for a model, which may say otherwise for the names that the method has."""
-    if "training" not in entry:
-        return None
-    own = {name: value for name, value in model_entry.get("editor_training", {}).items() if name in entry["training"]}
-    return entry["training"] | own
-
-
-def _candidates(search: Mapping[str, list], method: str, trials: int) -> Iterable[dict[str, Any]]:
-    """Every combination of a search's values; StudyError unless there are exactly `trials`."""
-    count = math.prod(map(len, search.values()))
-    if count != trials:
-        raise StudyError(
-            f"config/methods/{method}.yaml: search: its values make {count} combinations, but every method gets "
-            f"{trials} trials; list values that make {trials}"
-        )
-    return [dict(zip(search, values, strict=True)) for values in itertools.product(*search.values())]
-
-
-def setting_name(changed: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> str:
-    """`default`, or `name=value` for what differs from the defaults, joined by commas; lists as `0-1-2`.
-
-    Without defaults every value is named.
-    """
-    defaults = {} if defaults is None else defaults
-    named = [
-        f"{name}={_value(value)}" for name, value in changed.items() if name not in defaults or value != defaults[name]
-    ]
-    return ",".join(named) or "default"
-
-
-def _value(value: Any) -> str:
-    return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def settings_key(*settings: Any) -> str:
-    """Eight hexadecimal digits that change with any of the settings: part of the name of what they produce."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def covariance_command(model: str, settings: Mapping[str, Any]) -> str:
-    """What computes a model's covariance; the DVC stage covariance@<model> runs the same."""
-    return (
-        f"coachhook covariance results/models/{model} --texts results/models/{model}/text.txt "
-        f"--layers {settings['layers']} --max-tokens {settings['max_tokens']} "
-        f"--out data/covariances/{model}.safetensors"
-    )
+def _varied(wanted: Mapping[str, Any], model: str, where: str) -> dict[str, list]:
+    """The values that a figure varies on a model: a list for all models, or a list for each by its name."""
+    varied = {}
+    for name, values in wanted.get("vary", {}).items():
+        if isinstance(values, Mapping):
+            check_names([model], values, f"{where}.vary.{name}", "model with values of its own")
+        varied[name] = values[model] if isinstance(values, Mapping) else values
+    return varied

@@ -58,6 +58,11 @@ def read_study(name: str, config_dir: Path, schema_dir: Path) -> tuple[Path, dic
     return path, read_yaml(path, _schema(schema_dir, "study"))
 
 
+def read_tiny(config_dir: Path, schema_dir: Path) -> dict[str, Any]:
+    """What makes a study tiny: config/tiny.yaml. Raises StudyError."""
+    return read_yaml(config_dir / "tiny.yaml", _schema(schema_dir, "tiny"))
+
+
 def check_config(config: Mapping[str, Any], schema_dir: Path) -> None:
     """Hold what Snakemake read from config.yaml and the command line to its schema."""
     check(config, _schema(schema_dir, "config"), "config/config.yaml")
@@ -150,15 +155,29 @@ def _read_methods(folder: Path, schema_dir: Path, shared) -> dict[str, dict[str,
 
 
 def _read_models(path: Path, schema_dir: Path, datasets, methods, shared) -> dict[str, dict[str, Any]]:
-    models = read_yaml(path, _schema(schema_dir, "models"))["models"]
+    """Models trained here and models from the hub, in one."""
+    content = read_yaml(path, _schema(schema_dir, "models"))
+    hub = content.get("hub_models", {})
+    for name in hub:
+        if name in content["models"]:
+            raise StudyError(f"{path}: hub_models.{name}: there is a model of this name in `models`; choose another")
+    models = content["models"] | hub
     known = dict.fromkeys(name for entry in methods.values() for name in entry["hyperparameters"])
     trained = dict.fromkeys(name for entry in methods.values() for name in entry.get("training", {}))
     for name, entry in models.items():
-        where = f"{path}: models.{name}"
+        where = f"{path}: {'hub_models' if name in hub else 'models'}.{name}"
         check_names(entry["editing"], known, f"{where}.editing", "hyper-parameter")
-        check_names(entry.get("editor_training", {}), trained, f"{where}.editor_training", "hyper-parameter")
+        training = entry.get("editor_training", {})
+        check_names(training, trained | methods, f"{where}.editor_training", "hyper-parameter")
+        for method in training.keys() & methods.keys():
+            own = methods[method].get("training", {})
+            check_names(training[method], own, f"{where}.editor_training.{method}", f"hyper-parameter of {method}")
         check(entry["editing"], shared, f"{where}.editing")
-        check_names([entry["dataset"]], datasets, f"{where}.dataset", "data set")
+        if "dataset" in entry:
+            check_names([entry["dataset"]], datasets, f"{where}.dataset", "data set")
+            if datasets[entry["dataset"]].keys().isdisjoint({"world", "facts"}):
+                problem = f"no facts are derived from '{entry['dataset']}'; give it `facts` in datasets.yaml"
+                raise StudyError(f"{where}.dataset: {problem}")
     return models
 
 

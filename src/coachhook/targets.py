@@ -110,7 +110,8 @@ class _FrozenCache(DynamicCache):
     ) -> tuple[Tensor, Tensor]:
         keys, values = self._pairs[layer_idx]
         if self._rows is not None:
-            keys, values = keys[self._rows], values[self._rows]
+            rows = self._rows.to(keys.device)
+            keys, values = keys[rows], values[rows]
         return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
 
 
@@ -129,21 +130,20 @@ class _Tail:
         prefixes: Sequence[str],
     ):
         self._parts, self._layer = parts, layer
-        device = parts.head.weight.device
         contexts = ["", *prefixes]
         rows = [
             encode_edit(tokenizer, request, prefix, request.target_new) for request in requests for prefix in contexts
         ]
         essence = [encode(tokenizer, f"{r.subject} is a", subject_end=len(r.subject)) for r in requests]
-        count = torch.arange(len(requests), device=device)
-        self._owner = torch.cat([count.repeat_interleave(len(contexts)), count])
         self._edits = len(rows)
-        self._run_below([*rows, *essence], pad_id(tokenizer), device)
-        self._place_answers(rows, len(contexts), device)
+        self._run_below([*rows, *essence], pad_id(tokenizer), parts.input_device)
+        count = torch.arange(len(requests), device=self._suffix.device)
+        self._owner = torch.cat([count.repeat_interleave(len(contexts)), count])
+        self._place_answers(rows, len(contexts), self._suffix.device)
         self.hidden: Float[Tensor, "u d"] = self._suffix[: self._edits : len(contexts), 0].float()
         with torch.no_grad():
-            logits = self._logits(self._suffix, None)[self._edits :, 0]
-            self._base = self._parts.head(logits).float().log_softmax(-1)
+            normed = self._normed(self._suffix, None)[self._edits :, 0]
+            self._base = self._log_probabilities(normed)
 
     def losses(self, delta: Float[Tensor, "u d"], working: Int[Tensor, " w"]) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood of the target and KL(base ‖ edited), in nats, of the requests in `working`."""
@@ -151,16 +151,15 @@ class _Tail:
         rows = chosen.nonzero()[:, 0]
         hidden = self._suffix[rows].clone()
         hidden[:, 0] = (hidden[:, 0].float() + delta[self._owner[rows]]).to(hidden.dtype)
-        normed = self._logits(hidden, rows)
+        normed = self._normed(hidden, rows)
         place = torch.full_like(self._owner, -1)
         place[rows] = torch.arange(len(rows), device=rows.device)
         wanted = chosen[self._answer_row]
         row, column = place[self._answer_row[wanted]], self._answer_column[wanted]
-        logits = self._parts.head(normed[row, column]).float()
-        nll = -logits.log_softmax(-1).gather(1, self._answer_id[wanted, None])[:, 0]
+        nll = -self._log_probabilities(normed[row, column]).gather(1, self._answer_id[wanted, None])[:, 0]
         total = torch.zeros(len(delta), device=nll.device)
         total = total.index_add(0, self._owner[self._answer_row[wanted]], nll * self._answer_weight[wanted])
-        edited = self._parts.head(normed[rows >= self._edits, 0]).float().log_softmax(-1)
+        edited = self._log_probabilities(normed[rows >= self._edits, 0])
         base = self._base[working]
         return total[working], (base.exp() * (base - edited)).sum(-1)
 
@@ -183,9 +182,11 @@ class _Tail:
             lambda module, args, output: outputs.update(hidden=output[0] if isinstance(output, tuple) else output)
         )
         with torch.no_grad():
-            filled = run(input_ids=ids, attention_mask=real, position_ids=positions, use_cache=True)
+            # Not the cache the model would make: with a sliding window that one drops the first tokens.
+            cache = DynamicCache()
+            run(input_ids=ids, attention_mask=real, position_ids=positions, past_key_values=cache, use_cache=True)
             handle.remove()
-            self._cache = _FrozenCache(filled.past_key_values, anchor)
+            self._cache = _FrozenCache(cache, anchor)
             self._calls: dict[int, BlockInputs] = {}
             if above:
                 with block_inputs(self._parts, above) as self._calls:
@@ -211,9 +212,12 @@ class _Tail:
         self._answer_id = torch.tensor(token, device=device)
         self._answer_weight = torch.tensor(weight, device=device)
 
-    def _logits(self, hidden: Float[Tensor, "rows suffix d"], rows: Tensor | None) -> Tensor:
+    def _log_probabilities(self, normed: Float[Tensor, "n e"]) -> Float[Tensor, "n vocabulary"]:
+        return self._parts.head(normed).float().log_softmax(-1).to(self._suffix.device)
+
+    def _normed(self, hidden: Float[Tensor, "rows suffix d"], rows: Tensor | None) -> Float[Tensor, "rows suffix e"]:
         """Hidden states after the last block and final norm (the head is applied where it is needed)."""
         self._cache.select(rows)
         for block, call in self._calls.items():
             hidden = call.run(self._parts.blocks[block], hidden, rows)
-        return self._parts.final_norm(hidden)
+        return self._parts.final_norm(hidden).to(self._suffix.device)

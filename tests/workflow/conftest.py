@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PARTS = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "Snakefile", "dvc.yaml", "environment.yml")
-FOLDERS = ("config", "workflow", "profiles", "scripts", "src/coachhook")
+FOLDERS = ("config", "workflow", "profiles", "scripts", "src/coachhook", "data/examples")
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,17 @@ class Project:
         assert (run.returncode != 0) == fails, f"{' '.join(command)} ended with {run.returncode}:\n{run.stdout}"
         return run.stdout
 
-    def snakemake(self, *arguments: str, study: str = "smoke", fails: bool = False) -> str:
-        return self.run("snakemake", "--cores", "1", *arguments, "--config", f"study={study}", fails=fails)
+    def snakemake(self, *arguments: str, study: str = "smoke", tiny: bool = False, fails: bool = False) -> str:
+        config = [f"study={study}", *(["tiny=true"] if tiny else [])]
+        return self.run("snakemake", "--cores", "1", *arguments, "--config", *config, fails=fails)
 
     def jobs(self, *arguments: str, study: str = "smoke") -> set[str]:
         """Rules that would run now."""
         return set(self.job_counts(*arguments, study=study))
 
-    def job_counts(self, *arguments: str, study: str = "smoke") -> dict[str, int]:
+    def job_counts(self, *arguments: str, study: str = "smoke", tiny: bool = False) -> dict[str, int]:
         """How many jobs of each rule would run now."""
-        text = self.snakemake("--dry-run", *arguments, study=study)
+        text = self.snakemake("--dry-run", *arguments, study=study, tiny=tiny)
         lines = [line.split() for line in text.partition("Job stats:")[2].partition("total")[0].splitlines()]
         return {words[0]: int(words[-1]) for words in lines if words and words[-1].isdigit()}
 

@@ -24,7 +24,7 @@ settings = yaml.safe_load(open("config/models.yaml"))["models"][model]["covarian
 job = types.SimpleNamespace(
     wildcards=types.SimpleNamespace(model=model),
     output=types.SimpleNamespace(link=f"results/covariances/{model}.{key}.safetensors"),
-    params=types.SimpleNamespace(command=covariance_command(model, settings)),
+    params=types.SimpleNamespace(command=covariance_command(model, settings), stage=f"covariance@{model}"),
     log=[f"logs/{model}.log"],
     threads=1,
 )
@@ -54,7 +54,7 @@ def _project(root: Path, model_folders: Path, remote: Path | None = None) -> Pro
         name: {"dataset": "completions", "seed": 0, "covariance": {"layers": "0,1", "max_tokens": 100}, "editing": {}}
         for name in MODELS
     }
-    (root / "config" / "models.yaml").write_text(yaml.safe_dump({"models": models}), encoding="utf-8")
+    (root / "config" / "models.yaml").write_text(yaml.safe_dump({"models": models, "hub_models": {}}), encoding="utf-8")
     if remote is not None:
         with open(root / ".dvc" / "config", "a", encoding="utf-8") as config:
             config.write(f"    remote = shared\n['remote \"shared\"']\n    url = {remote}\n")
@@ -106,6 +106,19 @@ def test_the_plain_command_is_the_stage_s_command(shared):
     lock = yaml.safe_load((project.root / "dvc.lock").read_text(encoding="utf-8"))
     command = lock["stages"]["covariance@first"]["cmd"]
     assert covariance_command("first", settings["models"]["first"]["covariance"]) == command
+
+
+def test_so_it_is_for_models_from_the_hub(tmp_path):
+    project = copy_project(tmp_path)
+    project.commit()
+    models = yaml.safe_load((tmp_path / "config" / "models.yaml").read_text(encoding="utf-8"))["hub_models"]
+    program = (
+        "from dvc.repo import Repo\n"
+        f"for model in {sorted(models)}:\n"
+        "    print(Repo().stage.load_one('dvc.yaml', f'hub_covariance@{model}').cmd)"
+    )
+    commands = [covariance_command(model, models[model]["covariance"]) for model in sorted(models)]
+    assert project.run("python", "-c", program).splitlines() == commands
 
 
 def test_a_second_run_computes_nothing_and_keeps_the_bytes(shared):

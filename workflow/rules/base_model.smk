@@ -3,13 +3,15 @@ rule train_base_model:
         facts=get_training_facts,
         lines=get_training_lines,
     output:
-        get_model_files("{model}"),
+        get_trained_files("{model}"),
         text="results/models/{model}/text.txt",
         report="results/models/{model}/training.json",
     log:
         "logs/train_base_model/{model}.log",
     benchmark:
         "results/benchmarks/train_base_model/{model}.jsonl"
+    wildcard_constraints:
+        model="|".join(TRAINED_MODELS) or "none",
     conda:
         "../../environment.yml"
     # The weights depend on the number of threads; with fewer cores than this, Snakemake lowers it.
@@ -24,6 +26,33 @@ rule train_base_model:
         "../../scripts/train_base_model.py"
 
 
+rule fetch_model:
+    input:
+        examples=get_example_files,
+    output:
+        get_fetched_files("{model}"),
+        text=["results/models/{model}/text.txt"] if config["tiny"] else [],
+    log:
+        "logs/fetch_model/{model}.log",
+    benchmark:
+        "results/benchmarks/fetch_model/{model}.jsonl"
+    wildcard_constraints:
+        model="|".join(FETCHED_MODELS) or "none",
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards: get_resources("fetch", "memory_mb", wildcards),
+        disk_mb=lambda wildcards: get_resources("fetch", "disk_mb", wildcards),
+        runtime=lambda wildcards: get_resources("fetch", "minutes", wildcards),
+    params:
+        source=get_model_source,
+    message:
+        "Base model {wildcards.model}: fetched from the hub, or with tiny=true built from its config"
+    script:
+        "../../scripts/fetch_model.py"
+
+
 rule base_models:
     input:
-        sorted({f"results/models/{stream.model}/model.safetensors" for stream in study.streams.values()}),
+        sorted({f"results/models/{stream.model}/config.json" for stream in study.streams.values()}),

@@ -5,8 +5,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import yaml
 from snakemake.exceptions import WorkflowError
 
+from coachhook import resources
 from coachhook.provenance import code_digest, method_digest, training_digest
 from coachhook.study import StudyError, check_config, covariance_command, load_study, settings_key
 
@@ -15,12 +17,19 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.ge
 
 SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
 
+config["tiny"] = yaml.safe_load(str(config["tiny"]))  # on the command line `true` is text
+
 try:
     check_config(config, SCHEMAS)
-    study = load_study(config["study"], Path("config"), SCHEMAS)
+    study = load_study(config["study"], Path("config"), SCHEMAS, config["tiny"])
 except StudyError as error:
     raise WorkflowError(str(error)) from None
 
+RECORDS = Path("data/examples" if config["tiny"] else config["records"])
+CONFIG = [f"{name}={value}" for name, value in config.items()]
+# A model trained here names the data set whose facts it learns; all others are fetched, or with tiny=true built.
+TRAINED_MODELS = [name for name, entry in study.models.items() if "dataset" in entry]
+FETCHED_MODELS = [name for name in study.models if name not in TRAINED_MODELS]
 STREAM = "model~{model}/dataset~{dataset}/method~{method}/setting~{setting}/seed~{seed}"
 METHOD_CODE = {editor: method_digest(editor) for editor in {stream.editor for stream in study.streams.values()}}
 TRAINED_EDITORS = {stream.trained_editor: stream for stream in study.streams.values() if stream.training is not None}
@@ -51,13 +60,42 @@ wildcard_constraints:
     method="[a-z0-9-]+",
     setting="[A-Za-z0-9_=.,-]+",
     seed="[0-9]+",
-    figure="|".join(study.figures) or "none",
+    figure="|".join(study.figure_names) or "none",
     key="[0-9a-f]{8}",
 
 
-def get_model_files(model):
+def get_trained_files(model):
     names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
     return [f"results/models/{model}/{name}" for name in names]
+
+
+def get_fetched_files(model):
+    """Of a fetched model's files those with names known beforehand; source.json holds the checksums of the others."""
+    return [f"results/models/{model}/{name}" for name in ("config.json", "source.json")]
+
+
+def get_model_files(wildcards):
+    return (get_trained_files if wildcards.model in TRAINED_MODELS else get_fetched_files)(wildcards.model)
+
+
+def get_model_source(wildcards):
+    """What a fetched model is made of: where it is fetched from or, with tiny=true, its config."""
+    entry = study.models[wildcards.model]
+    return {name: entry[name] for name in ("hub", "revision", "dtype", "config", "seed") if name in entry}
+
+
+def get_example_files(wildcards):
+    """The text that the tokenizers of tiny models are trained on."""
+    files = {str(path) for name in study.datasets for path in request_paths(name)} if config["tiny"] else ()
+    return sorted(files)
+
+
+def request_paths(dataset, with_training=True):
+    """A data set's request files: the edited ones, further facts, and those that editors are trained on."""
+    source = study.datasets[dataset]
+    names = [source.get("file"), *source.get("more_facts", ())]
+    names += [source.get("training", {}).get("file")] if with_training else []
+    return [RECORDS / name for name in names if name]
 
 
 def get_source(wildcards):
@@ -65,9 +103,8 @@ def get_source(wildcards):
 
 
 def get_request_files(wildcards):
-    source = study.datasets[wildcards.dataset]
-    names = [source["file"], *source.get("more_facts", ())] if "file" in source else []
-    return [str(Path(config["records"]) / name) for name in names]
+    """Those that are there: a study can be planned without them, and `check_records` asks for them before any job."""
+    return [str(path) for path in request_paths(wildcards.dataset) if path.exists()]
 
 
 def get_training_facts(wildcards):
@@ -91,12 +128,25 @@ def get_covariance_path(model):
     return f"results/covariances/{model}.{settings_key(study.models[model]['covariance'])}.safetensors"
 
 
+def get_covariance_text(wildcards):
+    """The text that a model brings along; one from the hub has none, and its text comes from there too."""
+    return [] if "hub" in study.models[wildcards.model] else f"results/models/{wildcards.model}/text.txt"
+
+
+def get_covariance_stage(wildcards):
+    """The stage of dvc.yaml; there is none for tiny models, which models.yaml does not name."""
+    stage = "hub_covariance" if "hub" in study.models[wildcards.model] else "covariance"
+    return None if config["tiny"] else f"{stage}@{wildcards.model}"
+
+
 def get_covariance_command(wildcards):
-    return covariance_command(wildcards.model, study.models[wildcards.model]["covariance"])
+    model = study.models[wildcards.model]
+    return covariance_command(wildcards.model, model["covariance"], model.get("architecture"))
 
 
 def get_training_requests(wildcards):
-    return f"results/datasets/{study.models[wildcards.model]['dataset']}/training.json"
+    dataset = get_editor_stream(wildcards).trained_on or study.models[wildcards.model]["dataset"]
+    return f"results/datasets/{dataset}/training.json"
 
 
 def get_trained_editor(wildcards):
@@ -104,9 +154,13 @@ def get_trained_editor(wildcards):
     return f"results/editors/{path}" if path else []
 
 
+def get_editor_stream(wildcards):
+    return TRAINED_EDITORS["{model}/{method}.{key}.safetensors".format(**wildcards)]
+
+
 def get_editor_training(wildcards):
     """What a trained editor depends on besides model, requests and code: its layers, and how it is trained."""
-    stream = TRAINED_EDITORS["{model}/{method}.{key}.safetensors".format(**wildcards)]
+    stream = get_editor_stream(wildcards)
     return {
         "editor": stream.editor,
         "hyperparameters": {"layers": stream.hyperparameters["layers"]},
@@ -125,8 +179,15 @@ def get_stream(wildcards):
 def get_stream_settings(wildcards):
     """What the stream's results depend on, as plain values that Snakemake can compare."""
     stream = asdict(get_stream(wildcards))
-    elsewhere = ("model", "dataset", "method", "setting", "defaults", "needs_covariance", "training")
-    return {name: value for name, value in stream.items() if name not in elsewhere}
+    elsewhere = ("model", "dataset", "method", "setting", "defaults", "needs_covariance", "training", "trained_on")
+    own = {name: value for name, value in stream.items() if name not in (*elsewhere, "architecture")}
+    return own | get_loading(wildcards)
+
+
+def get_loading(wildcards):
+    """How a model is spread over devices, and where it keeps its parts, where its entry says so."""
+    entry = study.models[wildcards.model]
+    return {name: entry[name] for name in ("device_map", "architecture") if name in entry}
 
 
 def get_requests(wildcards):
@@ -143,12 +204,16 @@ def get_method_code(wildcards):
 
 def get_figure_results(wildcards):
     """The files that a figure is drawn from."""
+    if wildcards.figure == "contradictions":
+        return sorted({f"results/datasets/{draw.dataset}/requests.json" for draw in study.draws})
     names = ["metrics.jsonl", *FURTHER_RESULTS.get(wildcards.figure, ())]
     return [f"results/streams/{path}/{name}" for path in study.figures[wildcards.figure] for name in names]
 
 
 def get_figure_parts(wildcards):
     """Stream directories and options; in a sweep one part per model and method, as each has its own default."""
+    if wildcards.figure == "contradictions":
+        return get_drawn_requests()
     parts = {}
     for path in study.figures[wildcards.figure]:
         stream, options = study.streams[path], {}
@@ -161,15 +226,64 @@ def get_figure_parts(wildcards):
     return list(parts.values())
 
 
+def get_drawn_requests():
+    """Of every data set of the figure `contradictions` its requests, and how streams are drawn from them."""
+    parts = {}
+    for draw in study.draws:
+        options = {"dataset": draw.dataset, "edits": draw.edits, "seeds": []}
+        part = parts.setdefault(draw.dataset, [options, [f"results/datasets/{draw.dataset}/requests.json"]])
+        part[0]["seeds"].append(draw.seed)
+    return list(parts.values())
+
+
+def get_resources(job, name, wildcards):
+    """What a job may take, from its model's entry."""
+    entry = study.models[wildcards.model]
+    if "hub" not in entry:
+        return getattr(resources.SMALL, name)
+    sizes = ()
+    if job == "stream":
+        stream = get_stream(wildcards)
+        sizes = (len(stream.hyperparameters["layers"]), stream.edits)
+    return getattr(getattr(resources, f"{job}_resources")(entry, *sizes), name)
+
+
 def get_trials():
     return [[trial.model, trial.method, trial.values, list(trial.paths)] for trial in study.trials]
 
 
 def check_values():
-    """Hold every hyper-parameter to the method that has it, in a process of its own: it has to import torch."""
-    check = [sys.executable, "scripts/check_values.py", study.name]
+    """Hold every hyper-parameter to the method that has it."""
+    run_check("check_values")
+
+
+def check_room():
+    """Say what jobs with large models need, and refuse what cannot fit, where the jobs run on this machine."""
+    if workflow.local_exec and any(stream.model in FETCHED_MODELS for stream in study.streams.values()):
+        run_check("plan_study")
+
+
+def run_check(name):
+    """Run a script on the study in a process of its own: it has to import torch."""
+    check = [sys.executable, f"scripts/{name}.py", config["study"], *(["tiny"] if config["tiny"] else [])]
     if subprocess.run(check).returncode:
         raise WorkflowError(f"study {study.name} was not started")
+
+
+def check_records():
+    """Ask for request files that data sets still have to be made from."""
+    streams = study.streams.values()
+    wanted = {study.models[stream.model].get("dataset", stream.dataset) for stream in streams}
+    wanted |= {stream.dataset for stream in streams} | {draw.dataset for draw in study.draws}
+    learnt = {stream.trained_on for stream in streams if stream.training is not None}
+    for dataset in sorted(wanted):
+        paths = request_paths(dataset, with_training=dataset in learnt)
+        missing = [path for path in paths if not path.exists()]
+        if missing and not Path(f"results/datasets/{dataset}/requests.json").exists():
+            raise WorkflowError(
+                f"{missing[0]} is missing: data/README.md says where it comes from; put a copy there, or name your "
+                "folder with --config records=FOLDER"
+            )
 
 
 def keep_out_of_running_study():

@@ -1,7 +1,7 @@
 rule compute_covariance:
     input:
-        get_model_files("{model}"),
-        text="results/models/{model}/text.txt",
+        get_model_files,
+        text=get_covariance_text,
     output:
         link="results/covariances/{model}.{key}.safetensors",
     log:
@@ -11,9 +11,15 @@ rule compute_covariance:
     conda:
         "../../environment.yml"
     threads: 2
+    resources:
+        mem_mb=lambda wildcards: get_resources("covariance", "memory_mb", wildcards),
+        disk_mb=lambda wildcards: get_resources("covariance", "disk_mb", wildcards),
+        runtime=lambda wildcards: get_resources("covariance", "minutes", wildcards),
+        gpu=lambda wildcards: get_resources("covariance", "gpus", wildcards),
     params:
+        stage=get_covariance_stage,
         command=get_covariance_command,
-        code=code_digest("covariance"),
+        code=code_digest("covariance", "texts"),
     message:
         "Covariance of {wildcards.model}: restored by DVC, or computed"
     script:

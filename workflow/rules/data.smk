@@ -13,7 +13,8 @@ rule make_dataset:
         "../../environment.yml"
     params:
         source=get_source,
-        code=code_digest("world", "facts", "splits"),
+        records=str(RECORDS),
+        code=code_digest("world", "facts", "splits", "contradictions"),
     message:
         "Data set {wildcards.dataset}: requests, and the facts that they are about"
     script:

@@ -25,4 +25,4 @@ rule draw_figure:
 
 rule figures:
     input:
-        collect(f"{FIGURES}/{{figure}}.{{ending}}", figure=study.figures, ending=["pdf", "png", "csv"]),
+        collect(f"{FIGURES}/{{figure}}.{{ending}}", figure=study.figure_names, ending=["pdf", "png", "csv"]),

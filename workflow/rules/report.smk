@@ -41,7 +41,8 @@ rule make_report:
         "../../environment.yml"
     params:
         study=study.name,
+        config=CONFIG,
     message:
         "Report of study {params.study}"
     shell:
-        "snakemake figures {input.text} --cores 1 --report {output.html} --config study={params.study} 2>&1 | tee {log}"
+        "snakemake figures {input.text} --cores 1 --report {output.html} --config {params.config} 2>&1 | tee {log}"

@@ -1,6 +1,6 @@
 rule edit_stream:
     input:
-        get_model_files("{model}"),
+        get_model_files,
         requests=get_requests,
         covariance=get_covariance,
         trained_editor=get_trained_editor,
@@ -16,6 +16,11 @@ rule edit_stream:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=lambda wildcards: get_resources("stream", "memory_mb", wildcards),
+        disk_mb=lambda wildcards: get_resources("stream", "disk_mb", wildcards),
+        runtime=lambda wildcards: get_resources("stream", "minutes", wildcards),
+        gpu=lambda wildcards: get_resources("stream", "gpus", wildcards),
     params:
         stream=get_stream_settings,
         code=get_method_code,

@@ -1,6 +1,6 @@
 rule train_editor:
     input:
-        get_model_files("{model}"),
+        get_model_files,
         requests=get_training_requests,
     output:
         editor="results/editors/{model}/{method}.{key}.safetensors",
@@ -12,8 +12,14 @@ rule train_editor:
         "../../environment.yml"
     # Batches are too small for a second thread to be of use; other jobs run beside it.
     threads: 1
+    resources:
+        mem_mb=lambda wildcards: get_resources("training", "memory_mb", wildcards),
+        disk_mb=lambda wildcards: get_resources("training", "disk_mb", wildcards),
+        runtime=lambda wildcards: get_resources("training", "minutes", wildcards),
+        gpu=lambda wildcards: get_resources("training", "gpus", wildcards),
     params:
         settings=get_editor_training,
+        loading=get_loading,
         seed=get_model_seed,
         code=get_training_code,
         # Snakemake removes the outputs of a killed job; training goes on from here.

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from coachhook.architectures import ModelParts
+from coachhook.devices import at
 from coachhook.tokens import PaddedBatch, encode_answers, pad, pad_id
 
 
@@ -41,11 +42,11 @@ class AnswerBatch:
         return cls(batch, tuple(row.answer_start for row in rows), *torch.tensor(places, device=device).T)
 
     def log_probabilities(self, parts: ModelParts) -> Float[Tensor, "answers vocabulary"]:
-        """The model's log-probabilities, float32, before each answer token."""
+        """The model's log-probabilities, float32, before each answer token, where this batch lies."""
         hidden = parts.backbone(
             input_ids=self.rows.ids, attention_mask=self.rows.real.long(), use_cache=False
         ).last_hidden_state
-        return parts.head(hidden[self.row, self.time]).float().log_softmax(-1)
+        return parts.head(at(hidden, self.row, self.time)).float().log_softmax(-1).to(self.row.device)
 
     def row_means(self, values: Float[Tensor, " answers"]) -> Float[Tensor, " batch"]:
         """Mean over each row's answer tokens."""

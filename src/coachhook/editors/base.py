@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coachhook.architectures import ModelParts
-from coachhook.covariance import Covariance
+from coachhook.covariance_file import Covariance
 from coachhook.edit_request import EditRequest
 from coachhook.hooks import HookLayers
 

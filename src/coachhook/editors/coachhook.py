@@ -61,7 +61,7 @@ class CoachHook(MemitSolve):
         with self.hooks.modes("off"), rewrite_inputs(self.parts, self.config.layers) as keys:
             self.parts.backbone(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False)
         for hook in self.hooks:
-            yield hook.layer, z_scores(hook.change(keys[hook.layer]), batch.real), batch.real
+            yield hook.layer, z_scores(hook.change(keys[hook.layer]), batch.real.to(hook.device)), batch.real
 
     def _compute(self, requests: Sequence[EditRequest]) -> Update:
         update = super()._compute(requests)
@@ -83,11 +83,11 @@ class CoachHook(MemitSolve):
         with rewrite_inputs(self.parts, self.config.layers) as keys:
             self.parts.backbone(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False)
         for hook in self.hooks:
-            hook.gate.tighten(hook.change(keys[hook.layer]), batch.real)
+            hook.gate.tighten(hook.change(keys[hook.layer]), batch.real.to(hook.device))
 
     def _batch(self, texts: Sequence[str]):
         ids = [self.tokenizer(text)["input_ids"] for text in texts]
-        return pad(ids, pad_id(self.tokenizer), self.model.device)
+        return pad(ids, pad_id(self.tokenizer), self.parts.input_device)
 
     def _gate(self) -> Gate:
         return PaperGate(self.config.alpha) if self.config.gate == "paper" else NoGate()

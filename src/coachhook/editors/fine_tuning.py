@@ -41,9 +41,9 @@ class TargetLoss:
     ):
         self._parts, self._objective = parts, objective
         pairs = [(request.text, request.target_new) for request in requests]
-        self._batch = AnswerBatch.encode(tokenizer, pairs, parts.model.device)
+        self._batch = AnswerBatch.encode(tokenizer, pairs, parts.input_device)
         if objective == "last_prompt_token":  # the target stands behind it, where it is not seen
-            starts = torch.tensor(self._batch.starts, device=parts.model.device)
+            starts = torch.tensor(self._batch.starts, device=parts.input_device)
             self._batch = replace(self._batch, time=starts[self._batch.row] - 1)
 
     def __call__(self) -> Float[Tensor, ""]:

@@ -14,12 +14,12 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from coachhook.architectures import ArchitectureError, weight_matrix
+from coachhook.architectures import ArchitectureError
 from coachhook.edit_request import EditRequest
 from coachhook.editors.base import ForwardHookMethod, MethodConfig, Update
 from coachhook.hooks import real_tokens
 from coachhook.tokens import EncodedPrompt, encode
-from coachhook.tracing import BlockInputs, block_inputs, rewrite_inputs
+from coachhook.tracing import BlockInputs, RewriteHook, block_inputs, rewrite_inputs
 
 Label = tuple[int, ...]
 
@@ -153,7 +153,7 @@ class Grace(ForwardHookMethod):
     def __init__(self, model, tokenizer, config: GraceConfig, covariance=None):
         super().__init__(model, tokenizer, config, covariance)
         self._layer = config.layers[0]
-        self._module = self.parts.rewrite_module(self._layer)
+        self.parts.rewrite_module(self._layer)  # refuses a layer that does not exist
         if config.replacement == "prompt" and self._layer == len(self.parts.blocks) - 1:
             raise ArchitectureError(
                 f"layers: {self._layer} is the last, where no answer sees what stands before the prompt's last token; "
@@ -163,7 +163,7 @@ class Grace(ForwardHookMethod):
         self.reset()
         self._handles = (
             self.parts.backbone.register_forward_pre_hook(self._see_mask, with_kwargs=True),
-            self._module.register_forward_hook(self._answer),
+            RewriteHook(self.parts, self._layer, self._answer),
         )
 
     def edit(self, requests: Sequence[EditRequest]) -> Update:
@@ -183,14 +183,14 @@ class Grace(ForwardHookMethod):
             self.codebook.set(entry.item(), key, value, radius.item(), tuple(label))
 
     def reset(self) -> None:
-        weight = weight_matrix(self._module)
-        self.codebook = Codebook(weight.shape[1], weight.shape[0], weight.device)
+        value_width, key_width = self.parts.shape(self._layer)
+        self.codebook = Codebook(key_width, value_width, self.parts.device(self._layer))
 
     def state_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in (self.codebook.keys, self.codebook.values, self.codebook.radii))
 
     def _edit(self, row: EncodedPrompt) -> None:
-        ids = torch.tensor([row.ids], device=self.model.device)
+        ids = torch.tensor([row.ids], device=self.parts.input_device)
         blocks = range(self._layer, len(self.parts.blocks))
         with (
             torch.no_grad(),
@@ -208,7 +208,7 @@ class Grace(ForwardHookMethod):
         """Adam on the value's cross-entropy of the target, through the blocks from the codebook's on."""
         values = self.codebook.values
         place = (torch.tensor(entry, device=values.device),)
-        answer = torch.tensor(row.answer_ids, device=values.device)
+        answer = torch.tensor(row.answer_ids)
         value = values[entry].clone().requires_grad_()
         optimiser = torch.optim.Adam([value], lr=self.config.learning_rate)
         for _ in range(self.config.steps):
@@ -217,7 +217,8 @@ class Grace(ForwardHookMethod):
             for block, call in calls.items():
                 hidden = call.run(self.parts.blocks[block], hidden)
             before_answer = self.parts.final_norm(hidden)[0, row.answer_start - 1 : -1]
-            loss = torch.nn.functional.cross_entropy(self.parts.head(before_answer).float(), answer)
+            logits = self.parts.head(before_answer).float()
+            loss = torch.nn.functional.cross_entropy(logits, answer.to(logits.device))
             if loss < self.config.stop_loss:
                 break
             (value.grad,) = torch.autograd.grad(loss, [value], allow_unused=True)
@@ -226,12 +227,12 @@ class Grace(ForwardHookMethod):
             optimiser.step()
         self.codebook.values = values.index_put(place, value.detach())
 
-    def _answer(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def _answer(self, keys: Float[Tensor, "batch time m"], output: Float[Tensor, "batch time d"]) -> Tensor | None:
         if not self._enabled or not len(self.codebook):
             return None
-        fired = self.codebook.fired(args[0])
+        fired = self.codebook.fired(keys)
         if self._real is not None:
-            fired = torch.where(self._real, fired, -1)
+            fired = torch.where(self._real.to(fired.device), fired, -1)
         entries = entries_behind(fired) if self.config.replacement == "prompt" else fired
         values = self.codebook.values[entries.clamp_min(0)].to(output.dtype)
         return torch.where(entries[..., None] >= 0, values, output)

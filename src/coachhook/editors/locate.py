@@ -15,12 +15,13 @@ from pydantic import Field
 from torch import Tensor
 
 from coachhook.contexts import generate_prefixes
-from coachhook.covariance import Covariance
+from coachhook.covariance_file import Covariance
 from coachhook.edit_request import EditRequest
 from coachhook.editors.base import HookLayerMethod, MethodConfig, Update
 from coachhook.gates import Gate, NoGate
 from coachhook.hooks import HookLayers
 from coachhook.keys import KeyPrompts, LayerSweep
+from coachhook.residuals import before_norm, norms_behind
 from coachhook.solver import CovarianceError, RecursiveLeastSquares
 from coachhook.targets import TargetSettings, optimise_targets
 
@@ -63,6 +64,7 @@ class LocateThenEdit(HookLayerMethod):
         self._covariance = covariance
         if covariance is not None:  # without one it answers and replays, and cannot edit
             self._check_widths()
+            self._norms = norms_behind(self.parts, config.layers)
             self._prepare()  # refuses before any hook is set
             self.prefixes = self._make_prefixes()
         self.hooks = HookLayers(self.parts, {layer: self._gate() for layer in config.layers})
@@ -119,7 +121,7 @@ class LocateThenEdit(HookLayerMethod):
         with self.hooks.modes("validated"):
             targets = self._targets(requests)
         with torch.no_grad(), self.hooks.modes("temporary"):
-            prompts = KeyPrompts.encode(self.tokenizer, requests, self.prefixes, self.model.device)
+            prompts = KeyPrompts.encode(self.tokenizer, requests, self.prefixes, self.parts.input_device)
             tensors = self._write(prompts, targets)
         return Update({name: tensor.cpu() for name, tensor in tensors.items()})
 
@@ -137,8 +139,12 @@ class LocateThenEdit(HookLayerMethod):
         tensors = {}
         for index, layer in enumerate(layers):
             keys = sweep.keys(layer).T.contiguous()
-            residuals = (targets - sweep.hidden(layer)) / (len(layers) - index)
-            step = self._step(layer, keys, residuals.T.contiguous())
+            hidden = sweep.hidden(layer)
+            residuals = (targets.to(hidden.device) - hidden) / (len(layers) - index)
+            if layer in self._norms:
+                norm = self._norms[layer]
+                residuals = before_norm(norm, sweep.given(norm, layer), residuals)
+            step = self._step(layer, keys, residuals.T.to(keys.device).contiguous())
             self._apply(layer, step)
             self.hooks[layer].mode = "validated"
             if self.remembers_keys:
@@ -156,7 +162,7 @@ class LocateThenEdit(HookLayerMethod):
 
     def _matrix(self, layer: int) -> Float[Tensor, "m m"]:
         """C0 of a layer, on the device of its weights."""
-        return self._covariance.matrices[layer].to(self.parts.rewrite_module(layer).weight.device)
+        return self._covariance.matrices[layer].to(self.parts.device(layer))
 
     def _make_prefixes(self) -> tuple[str, ...]:
         config = self.config

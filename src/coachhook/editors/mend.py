@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coachhook.architectures import ModelParts
@@ -25,6 +25,7 @@ from coachhook.editors.trained_editor import TrainedEditorError, read_trained_ed
 from coachhook.editors.training import train_editor
 from coachhook.gates import NoGate
 from coachhook.hooks import HookLayers
+from coachhook.tracing import RewriteHook
 
 
 class MendConfig(MethodConfig):
@@ -49,11 +50,12 @@ class Mend(HookLayerMethod, TrainedMethod):
         with torch.random.fork_rng(devices=[]):  # first weights are drawn even where others follow
             self.network = MendNetwork(self.parts, config.layers, MendTraining(**trained.training))
         self.network.load_state_dict(trained.network)
-        self.network.requires_grad_(False).eval().to(model.device)
+        self.network.requires_grad_(False).eval().to(self.parts.input_device)
         self.hooks = HookLayers(self.parts, {layer: NoGate() for layer in config.layers})
 
     def edit(self, requests: Sequence[EditRequest]) -> Update:
-        edits = AnswerBatch.encode(self.tokenizer, [(r.text, r.target_new) for r in requests], self.model.device)
+        pairs = [(r.text, r.target_new) for r in requests]
+        edits = AnswerBatch.encode(self.tokenizer, pairs, self.parts.input_device)
         gradients = token_gradients(self.parts, self.config.layers, edits)
         tensors: dict[str, Tensor] = {}
         with torch.no_grad():
@@ -91,7 +93,7 @@ class Mend(HookLayerMethod, TrainedMethod):
         parts = ModelParts(model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = MendNetwork(parts, config.layers, training).to(model.device)
+            network = MendNetwork(parts, config.layers, training).to(parts.input_device)
         hooks = HookLayers(parts, {layer: NoGate() for layer in config.layers})
         rates = network.learning_rates
         groups = [
@@ -136,7 +138,8 @@ class MendLoss:
         if self._network.training:
             self._network.observe(gradients)
         for layer, (left, right) in self._network.edits(gradients).items():
-            self._hooks[layer].delta = left @ right.T
+            hook = self._hooks[layer]
+            hook.delta = left.to(hook.device) @ right.to(hook.device).T
         try:
             loss = self._training.edit_weight * asked.losses(asked.log_probabilities(self._parts)).mean()
             if probes:
@@ -148,23 +151,26 @@ class MendLoss:
         return loss
 
     def _encode(self, pairs: Sequence[tuple[str, str]]) -> AnswerBatch:
-        return AnswerBatch.encode(self._tokenizer, pairs, self._parts.head.weight.device)
+        return AnswerBatch.encode(self._tokenizer, pairs, self._parts.input_device)
 
 
 def token_gradients(parts: ModelParts, layers: Sequence[int], edits: AnswerBatch) -> TokenGradients:
-    """u and δ of the loss summed over requests, so that a request's own do not depend on the size of its batch."""
+    """u and δ of the loss summed over requests, so that a request's own do not depend on the size of its batch.
+
+    They are where the batch is, whatever the layers' own devices.
+    """
     inputs: dict[int, Tensor] = {}
     probes: dict[int, Tensor] = {}
 
     def add_zeros(layer: int):
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            inputs[layer] = args[0].detach().float()
+        def hook(keys: Tensor, output: Tensor) -> Tensor:
+            inputs[layer] = keys.detach().float()
             probes[layer] = torch.zeros_like(output, requires_grad=True)
             return output + probes[layer]
 
         return hook
 
-    handles = [parts.rewrite_module(layer).register_forward_hook(add_zeros(layer)) for layer in layers]
+    handles = [RewriteHook(parts, layer, add_zeros(layer)) for layer in layers]
     try:
         with torch.enable_grad():
             total = edits.losses(edits.log_probabilities(parts)).sum()
@@ -172,10 +178,10 @@ def token_gradients(parts: ModelParts, layers: Sequence[int], edits: AnswerBatch
         for handle in handles:
             handle.remove()
     gradients = torch.autograd.grad(total, [probes[layer] for layer in layers])
-    found = {}
+    found, device = {}, edits.row.device
     for layer, gradient in zip(layers, gradients, strict=True):
         reached = gradient.abs().amax(-1) > 0  # not padding, nor tokens that no answer depends on
-        found[layer] = inputs[layer][reached], gradient[reached].float()
+        found[layer] = inputs[layer][reached].to(device), gradient[reached].float().to(device)
     return found
 
 

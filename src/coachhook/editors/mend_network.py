@@ -13,7 +13,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from coachhook.architectures import ModelParts, weight_matrix
+from coachhook.architectures import ModelParts
 from coachhook.editors.training import EditorTraining
 
 _TINY = 1e-7  # added to standard deviations, as in the released code
@@ -41,7 +41,7 @@ class MendNetwork(nn.Module):
 
     def __init__(self, parts: ModelParts, layers: Sequence[int], training: MendTraining):
         super().__init__()
-        outputs, self._inputs = weight_matrix(parts.rewrite_module(layers[0])).shape
+        outputs, self._inputs = parts.shape(layers[0])
         width = self._inputs + outputs
         self.layers = tuple(layers)
         self.statistics = nn.ModuleList(RunningStatistics(width) for _ in layers)

@@ -14,8 +14,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from coachhook.architectures import weight_matrix
-from coachhook.covariance import Covariance
+from coachhook.covariance_file import Covariance
 from coachhook.edit_request import EditRequest
 from coachhook.editors.base import Update
 from coachhook.editors.locate import MemitConfig, MemitSolve
@@ -63,7 +62,7 @@ class Prune(MemitSolve):
             hook.delta = self._sums[hook.layer]
 
     def _largest_singular_value(self, layer: int) -> float:
-        weight = weight_matrix(self.parts.rewrite_module(layer)).detach().double()
+        weight = self.parts.base_weight(layer).double()
         return torch.linalg.eigvalsh(weight @ weight.T)[-1].sqrt().item()
 
 

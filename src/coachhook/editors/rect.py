@@ -8,7 +8,6 @@ from jaxtyping import Bool, Float, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from coachhook.architectures import weight_matrix
 from coachhook.editors.locate import MemitConfig, MemitSolve
 
 
@@ -32,7 +31,7 @@ class Rect(MemitSolve):
 
     def _step(self, layer: int, keys: Float[Tensor, "m u"], residuals: Float[Tensor, "d u"]) -> dict[str, Tensor]:
         step = super()._step(layer, keys, residuals)
-        weight = weight_matrix(self.parts.rewrite_module(layer)).float() + self.hooks[layer].dense()
+        weight = self.parts.base_weight(layer).float().to(self.hooks[layer].device) + self.hooks[layer].dense()
         kept = largest_changes(step["left"] @ step["right"].T, weight, self.config.kept_share)
         return step | {"kept": _pack(kept)}
 

@@ -49,13 +49,20 @@ class Rome(LocateThenEdit):
         return Update({name: torch.cat([step[name] for step in steps], 1) for name in steps[0]})
 
     def _target_settings(self, requests: Sequence[EditRequest]) -> TargetSettings:
-        """The settings for one request, measured by ‖v‖ instead of ‖h‖, which is many times as large."""
+        """The settings for one request, measured by ‖v‖ instead of ‖h‖, which is many times as large.
+
+        Where a norm stands behind the module, v is what reaches the block's output of it: N(x) − N(x − v).
+        """
         (layer,) = self.config.layers
-        prompts = KeyPrompts.encode(self.tokenizer, requests, (), self.model.device)
+        prompts = KeyPrompts.encode(self.tokenizer, requests, (), self.parts.input_device)
         with torch.no_grad():
             sweep = LayerSweep(self.parts, self.hooks, prompts, self.config.layers)
             module = self.parts.rewrite_module(layer)
             value = module(sweep.keys(layer)[None].to(module.weight.dtype)).float()
+            if layer in self._norms:
+                norm, given = self._norms[layer], sweep.given(self._norms[layer], layer)
+                with_and_without = torch.cat([given, given - value[0]]).to(module.weight.dtype)
+                value = norm(with_and_without).float().diff(dim=0)
             ratio = (value.norm() / sweep.hidden(layer).norm()).item()
         settings = self.config.targets
         return replace(settings, clamp=settings.clamp * ratio, weight_decay=settings.weight_decay / ratio**2)

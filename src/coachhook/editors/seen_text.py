@@ -51,7 +51,7 @@ class SeenText:
         if cache is not None:
             ids = self._continue(cache, ids)
         mask = kwargs.get("attention_mask")
-        plain = mask is not None and mask.ndim == 2
+        plain = isinstance(mask, Tensor) and mask.ndim == 2
         real = mask[:, : ids.shape[1]].bool() if plain else torch.ones_like(ids, dtype=torch.bool)
         return Text(ids, real, new)
 

@@ -69,7 +69,7 @@ class Serac(ForwardHookMethod, TrainedMethod):
         with torch.random.fork_rng(devices=[]):  # first weights are drawn even where others follow
             self.network = SeracNetwork(self.parts, SeracTraining(**trained.training), trained.described)
         self.network.load_state_dict(trained.network)
-        self.network.requires_grad_(False).eval().to(model.device)
+        self.network.requires_grad_(False).eval().to(self.parts.input_device)
         self._least = math.log(config.threshold / (1 - config.threshold))
         self._seen = SeenText()
         self._memory: dict[tuple[int, ...], _Entry] = {}
@@ -78,8 +78,8 @@ class Serac(ForwardHookMethod, TrainedMethod):
     @torch.no_grad()
     def edit(self, requests: Sequence[EditRequest]) -> Update:
         rows = encode_answers(self.tokenizer, [(request.text, request.target_new) for request in requests])
-        prompts = pad([row.ids[: row.answer_start] for row in rows], 0, self.model.device)
-        ends = torch.tensor([row.answer_start - 1 for row in rows], device=self.model.device)
+        prompts = pad([row.ids[: row.answer_start] for row in rows], 0, self.parts.input_device)
+        ends = torch.tensor([row.answer_start - 1 for row in rows], device=prompts.ids.device)
         keys = self.network.embed(prompts.ids)[torch.arange(len(rows), device=ends.device), ends]
         entries = [torch.tensor(entry_text(self.tokenizer, row), dtype=torch.int32) for row in rows]
         sizes = [(row.answer_start, len(entry)) for row, entry in zip(rows, entries, strict=True)]
@@ -98,7 +98,7 @@ class Serac(ForwardHookMethod, TrainedMethod):
         for key, entry, (start, size) in zip(*rows, strict=True):
             ids = tuple(entry[:size].tolist())
             self._memory.pop(ids[:start], None)
-            self._memory[ids[:start]] = _Entry(ids, key.to(self.model.device))
+            self._memory[ids[:start]] = _Entry(ids, key.to(self.parts.input_device))
 
     def reset(self) -> None:
         self._memory.clear()
@@ -127,7 +127,7 @@ class Serac(ForwardHookMethod, TrainedMethod):
         described = describe(parts, tokenizer, training)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = SeracNetwork(parts, training, described, pretrained=True).to(model.device)
+            network = SeracNetwork(parts, training, described, pretrained=True).to(parts.input_device)
         loss = SeracLoss(parts, tokenizer, network)
         files = {"out": out, "checkpoint": checkpoint, "seed": seed, "described": described}
         train_editor(cls.__name__, network, loss, model, config, training, requests, **files)
@@ -142,7 +142,7 @@ class Serac(ForwardHookMethod, TrainedMethod):
         row, time, states = self._counterfactual(text)
         if len(row) == 0:
             return None
-        hidden = hidden.index_put((row, time), states.to(hidden.dtype))
+        hidden = hidden.index_put((row.to(hidden.device), time.to(hidden.device)), states.to(hidden))
         if isinstance(output, tuple):
             return (hidden, *output[1:])
         output.last_hidden_state = hidden

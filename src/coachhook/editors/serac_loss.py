@@ -84,7 +84,7 @@ class SeracLoss:
         ]
         row, time, token = torch.tensor(places, device=hidden.device).T
         head = self._parts.head
-        return cross_entropy(head(hidden[row, time].to(head.weight.dtype)).float(), token)
+        return cross_entropy(head(hidden[row, time].to(head.weight.dtype)).float().to(token.device), token)
 
 
 def _wording(request: EditRequest, rng: random.Random) -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from coachhook.covariance import model_digest
+from coachhook.covariance_file import model_digest
 from coachhook.errors import CoachHookError
 from coachhook.journal import write_bytes
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from coachhook.covariance import model_digest
+from coachhook.covariance_file import model_digest
 from coachhook.edit_request import EditRequest
 from coachhook.editors.base import MethodConfig
 from coachhook.editors.trained_editor import (

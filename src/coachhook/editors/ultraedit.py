@@ -13,14 +13,16 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
+from coachhook.devices import at
 from coachhook.edit_request import EditRequest
 from coachhook.editors.answers import AnswerBatch
 from coachhook.editors.base import HookLayerMethod, MethodConfig, Update
 from coachhook.gates import NoGate
 from coachhook.hooks import HookLayers
 from coachhook.tokens import batches_by_length, encode_answers
+from coachhook.tracing import RewriteHook
 
 _MAX_TOKENS = 4096  # per backward pass; the sums over tokens do not depend on it
 _EPSILON = torch.finfo(torch.float32).eps
@@ -129,13 +131,13 @@ class UltraEdit(HookLayerMethod):
         pairs = [(request.text, request.target_new) for request in requests]
         lengths = [len(row.ids) for row in encode_answers(self.tokenizer, pairs)]
         for group in batches_by_length(lengths, _MAX_TOKENS):
-            batch = AnswerBatch.encode(self.tokenizer, [pairs[i] for i in group], self.model.device)
+            batch = AnswerBatch.encode(self.tokenizer, [pairs[i] for i in group], self.parts.input_device)
             with self._recording() as (keys, offsets):
                 scores = batch.log_probabilities(self.parts).gather(1, batch.token[:, None])
             gradients = torch.autograd.grad(-scores.sum(), [offsets[layer] for layer in self.config.layers])
             for layer, gradient in zip(self.config.layers, gradients, strict=True):
                 places = batch.row, batch.time
-                seen[layer].append((keys[layer][places].detach(), gradient[places]))
+                seen[layer].append((at(keys[layer], *places).detach(), at(gradient, *places)))
         return {layer: tuple(map(torch.cat, zip(*pairs, strict=True))) for layer, pairs in seen.items()}
 
     @contextmanager
@@ -145,15 +147,15 @@ class UltraEdit(HookLayerMethod):
         offsets: dict[int, Tensor] = {}
 
         def hook(layer: int):
-            def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-                keys[layer] = args[0]
+            def record(given: Tensor, output: Tensor) -> Tensor:
+                keys[layer] = given
                 offsets[layer] = torch.zeros_like(output, requires_grad=True)
                 return output + offsets[layer]
 
             return record
 
         # Registered behind the hook layers' own, so the outputs are those with the edits.
-        handles = [self.parts.rewrite_module(layer).register_forward_hook(hook(layer)) for layer in self.config.layers]
+        handles = [RewriteHook(self.parts, layer, hook(layer)) for layer in self.config.layers]
         try:
             yield keys, offsets
         finally:

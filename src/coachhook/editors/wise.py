@@ -16,15 +16,16 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import Cache
 
-from coachhook.architectures import ModelParts, weight_matrix
+from coachhook.architectures import ModelParts
 from coachhook.contexts import generate_prefixes
+from coachhook.devices import at
 from coachhook.edit_request import EditRequest
 from coachhook.editors.answers import AnswerBatch
 from coachhook.editors.base import ForwardHookMethod, MethodConfig, Update
 from coachhook.editors.side_memory import Margins, SideMemory, margin_loss, routed, ties_merge
 from coachhook.hooks import real_tokens
 from coachhook.tokens import pad, pad_id
-from coachhook.tracing import block_inputs, rewrite_inputs
+from coachhook.tracing import RewriteHook, block_inputs, rewrite_inputs
 
 _EARLIER_WEIGHT = 0.6  # of the merged memory when further shards are merged into it (released code)
 
@@ -76,17 +77,18 @@ class _EditBatch:
             rewrite_inputs(parts, [layer], stop=False) as keys,
         ):
             parts.backbone(input_ids=rows.ids, attention_mask=rows.real.long(), use_cache=False)
-        time = torch.arange(rows.ids.shape[1], device=rows.ids.device)
-        self._prompt: Bool[Tensor, "batch time"] = time < time.new_tensor(answers.starts)[:, None]
         self._keys = keys[layer].float()
+        time = torch.arange(rows.ids.shape[1], device=self._keys.device)
+        self._prompt: Bool[Tensor, "batch time"] = time < time.new_tensor(answers.starts)[:, None]
 
     def likelihood_loss(self) -> Float[Tensor, ""]:
         """Negative log-likelihood of the targets, mean over tokens, then rows, as the hooks stand."""
         hidden = self._calls[self._layer].hidden
         for block, call in self._calls.items():
             hidden = call.run(self._parts.blocks[block], hidden)
-        before = self._parts.final_norm(hidden)[self._answers.row, self._answers.time]
-        return self._answers.losses(self._parts.head(before).float().log_softmax(-1)).mean()
+        before = at(self._parts.final_norm(hidden), self._answers.row, self._answers.time)
+        scores = self._parts.head(before).float().log_softmax(-1).to(self._answers.row.device)
+        return self._answers.losses(scores).mean()
 
     def routed_change(
         self, delta: Float[Tensor, "d m"], ratio: float
@@ -128,7 +130,7 @@ class Wise(ForwardHookMethod):
     def __init__(self, model, tokenizer, config: WiseConfig, covariance=None):
         super().__init__(model, tokenizer, config, covariance)
         self._layer = config.layers[0]
-        self._module = self.parts.rewrite_module(self._layer)
+        self.parts.rewrite_module(self._layer)  # refuses a layer that does not exist
         self.prefixes = self._generate(config.context_templates, config.context_length, config.seed)
         self._unrelated = self._generate(config.unrelated_texts, config.unrelated_length, config.seed + 1)
         self._trained: Tensor | None = None
@@ -139,7 +141,7 @@ class Wise(ForwardHookMethod):
         self._handles = (
             self.parts.backbone.register_forward_pre_hook(self._before_call, with_kwargs=True),
             self.parts.backbone.register_forward_hook(self._after_call),
-            self._module.register_forward_hook(self._answer),
+            RewriteHook(self.parts, self._layer, self._answer),
         )
 
     def edit(self, requests: Sequence[EditRequest]) -> Update:
@@ -158,8 +160,9 @@ class Wise(ForwardHookMethod):
     def replay(self, update: Update) -> None:
         for index, piece in enumerate(update.info["pieces"]):
             values = update.tensors[f"shard.{index}"]
-            delta = torch.zeros_like(weight_matrix(self._module), dtype=torch.float32)
-            delta[self._mask()] = values.to(delta.device)
+            mask = self._mask()
+            delta = torch.zeros(mask.shape, device=mask.device)
+            delta[mask] = values.to(delta.device)
             self._advance(SideMemory(delta, piece["activation"]), piece["edits"])
 
     def reset(self) -> None:
@@ -178,7 +181,7 @@ class Wise(ForwardHookMethod):
         return sum(memory.delta.nbytes for memory in self.memories)
 
     def _train(self, requests: Sequence[EditRequest], mask: Bool[Tensor, "d m"]) -> SideMemory:
-        config, device = self.config, self.model.device
+        config, device = self.config, self.parts.input_device
         pairs = [(prefix + r.text, r.target_new) for r in requests for prefix in ("", *self.prefixes)]
         edits = _EditBatch(self.parts, self._layer, AnswerBatch.encode(self.tokenizer, pairs, device))
         keys, real = self._unrelated_keys(requests)
@@ -188,7 +191,7 @@ class Wise(ForwardHookMethod):
             for _ in range(config.steps):
                 self._trained, inside = edits.routed_change(delta, config.routing_ratio)
                 outside = ((keys @ delta.T).norm(dim=-1) * real).max(-1).values
-                loss = edits.likelihood_loss() + margin_loss(inside, outside, config.margins)
+                loss = edits.likelihood_loss().to(delta.device) + margin_loss(inside, outside, config.margins)
                 (gradient,) = torch.autograd.grad(loss, [delta])
                 with torch.no_grad():
                     delta -= config.learning_rate * mask * gradient
@@ -219,10 +222,10 @@ class Wise(ForwardHookMethod):
 
     def _mask(self) -> Bool[Tensor, "d m"]:
         """Which elements the current shard may change; drawn from the seed and the shard's number alone."""
-        weight, shard = weight_matrix(self._module), self._edits // self.config.save_every
+        shard = self._edits // self.config.save_every
         seed = random.Random(f"{self.config.seed} shard {shard}").getrandbits(63)
-        drawn = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed))
-        return (drawn < self.config.mask_ratio).to(weight.device)
+        drawn = torch.rand(self.parts.shape(self._layer), generator=torch.Generator().manual_seed(seed))
+        return (drawn < self.config.mask_ratio).to(self.parts.device(self._layer))
 
     def _generate(self, given: int | tuple[str, ...], length: int, seed: int) -> tuple[str, ...]:
         if isinstance(given, tuple):
@@ -234,22 +237,23 @@ class Wise(ForwardHookMethod):
         self, requests: Sequence[EditRequest]
     ) -> tuple[Float[Tensor, "texts time m"], Bool[Tensor, "texts time"]]:
         ids = [self.tokenizer(text.strip())["input_ids"] for text in self._unrelated]
-        batch = pad(ids, pad_id(self.tokenizer), self.model.device)
+        batch = pad(ids, pad_id(self.tokenizer), self.parts.input_device)
         with rewrite_inputs(self.parts, [self._layer]) as keys:
             self.parts.backbone(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False)
         unrelated = [not any(request.subject in text for request in requests) for text in self._unrelated]
-        return keys[self._layer][unrelated].float(), batch.real[unrelated]
+        found = keys[self._layer][unrelated].float()
+        return found, batch.real[unrelated].to(found.device)
 
-    def _answer(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def _answer(self, keys: Float[Tensor, "batch time m"], output: Float[Tensor, "batch time d"]) -> Tensor | None:
         if self._trained is not None:
             return (output + self._trained).to(output.dtype)
-        keys, memories = args[0].float(), self.memories
+        keys, memories = keys.float(), self.memories
         if not self._enabled or not memories:
             return None
         changes = torch.stack([keys @ memory.delta.T for memory in memories])
         activations = changes.norm(dim=-1)
         if self._real is not None:
-            activations = activations * self._real
+            activations = activations * self._real.to(activations.device)
         if self._earlier is not None and self._earlier.shape == activations.shape[:2]:
             activations = torch.cat([self._earlier[..., None], activations], -1)
         activations = activations.cummax(-1).values[..., -keys.shape[1] :]

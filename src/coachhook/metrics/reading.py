@@ -79,7 +79,7 @@ def _answer_logits(
 def _logits(
     parts: ModelParts, ids: Sequence[Sequence[int]], places: Sequence[tuple[int, int]], fill: int
 ) -> Float[Tensor, "places vocabulary"]:
-    batch = pad(ids, fill, parts.model.device)
+    batch = pad(ids, fill, parts.input_device)
     hidden = parts.backbone(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False).last_hidden_state
     row, time = torch.tensor(places, device=hidden.device).T
     return parts.head(hidden[row, time])

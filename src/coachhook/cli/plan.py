@@ -1,0 +1,109 @@
+"""`coachhook plan`: what a covariance and a stream of edits will need on this machine, before any of it is started."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coachhook.cli.shared import (
+    ArchitectureOption,
+    DeviceOption,
+    DtypeOption,
+    ModelArgument,
+    choose_device,
+    one_line_errors,
+    parse_architecture,
+    parse_layers,
+)
+
+if TYPE_CHECKING:
+    from coachhook.needs import Available, Needs
+    from coachhook.speed import Speed
+
+
+def plan(
+    model: ModelArgument,
+    layers: Annotated[
+        str | None, typer.Option(help="layers to be edited, such as 13,14,15; default: a suggestion for the model")
+    ] = None,
+    method: Annotated[str, typer.Option(help="editing method, see `coachhook methods`")] = "coachhook",
+    edits: Annotated[int, typer.Option(min=1, help="edits of the stream")] = 1000,
+    batch_size: Annotated[int, typer.Option(min=1, help="edits per step")] = 30,
+    evaluate_every: Annotated[int | None, typer.Option(min=1, help="edits between evaluations; default: all")] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="tokens of a long prompt with its target")] = 32,
+    max_tokens: Annotated[int, typer.Option(min=1, help="tokens of the covariance")] = 1_000_000,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="tokens per forward pass of the covariance")] = 8192,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    architecture: ArchitectureOption = None,
+    folder: Annotated[Path, typer.Option(help="where results will be written; its disk is looked at")] = Path("."),
+    trial_seconds: Annotated[float, typer.Option(min=0, help="length of the trial that times come from; 0: none")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Say what memory, disk, tokens and time editing a model will take here; fail where it cannot fit.
+
+    Only the model's configuration is read.
+    """
+    with one_line_errors():
+        from coachhook.editors import METHODS
+        from coachhook.layers import suggested_layers
+        from coachhook.model_shape import model_shape
+        from coachhook.preflight import Available, measure_speed, plan_covariance, plan_stream, refuse_if_too_large
+
+        where, parts = choose_device(device), parse_architecture(architecture)
+        common = {"device": where, "dtype": dtype, "architecture": parts}
+        chosen = suggested_layers(model_shape(model, dtype, parts).model) if layers is None else parse_layers(layers)
+        stream = {"edits": edits, "batch_size": batch_size, "evaluate_every": evaluate_every}
+        stream |= {"prompt_tokens": prompt_tokens}
+        sizes = {"max_tokens": max_tokens, "batch_tokens": batch_tokens}
+
+        def planned(speed: Speed | None = None) -> dict[str, Needs]:
+            jobs = {"stream": plan_stream(model, method, chosen, **stream, **common, speed=speed)}
+            if METHODS[method].load().needs_covariance:
+                jobs = {"covariance": plan_covariance(model, chosen, **sizes, **common, speed=speed)} | jobs
+            return jobs
+
+        jobs, available = planned(), Available.measure(where, folder)
+        if trial_seconds and all(needs.memory_bytes <= available.memory_bytes for needs in jobs.values()):
+            jobs = planned(measure_speed(model, where, dtype, trial_seconds))
+        _tell(jobs, available, as_json)
+        for needs in jobs.values():
+            refuse_if_too_large(needs, available)
+
+
+def _tell(jobs: dict[str, Needs], available: Available, as_json: bool) -> None:
+    if as_json:
+        numbers = {name: asdict(needs) for name, needs in jobs.items()} | {"available": asdict(available)}
+        typer.echo(json.dumps(numbers, indent=1))
+        return
+    for needs in jobs.values():
+        typer.echo("\n".join(_lines(needs, available)))
+
+
+def _lines(needs: Needs, available: Available) -> list[str]:
+    from coachhook.needs import size
+
+    def told(parts: dict[str, int]) -> str:
+        return ", ".join(f"{name} {size(count)}" for name, count in parts.items())
+
+    lines = [
+        needs.job,
+        f"  memory  {size(needs.memory_bytes)} of {size(available.memory_bytes)} free on {needs.device}: "
+        f"{told(needs.parts)}",
+    ]
+    if needs.host_bytes:
+        lines.append(f"  main    {size(needs.host_bytes)} of {size(available.host_bytes)} free")
+    lines.append(f"  disk    {size(needs.disk_bytes)} of {size(available.disk_bytes)} free: {told(needs.disk_parts)}")
+    time = "not known" if needs.seconds is None else f"about {_duration(needs.seconds)}"
+    return [*lines, f"  tokens  {needs.tokens:,}", f"  time    {time}"]
+
+
+def _duration(seconds: float) -> str:
+    for unit, scale in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * scale:
+            return f"{seconds / scale:.0f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,130 @@
+"""The file of key covariances C0 = E[k kᵀ] (uncentred), and the checks before any of them is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from coachhook.architectures import ModelParts
+from coachhook.solver import CovarianceError
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """Covariances of one model.
+
+    Attributes:
+        matrices: C0 (m×m, float64) per layer.
+        background: a sample of keys (n×m, float32) per layer; n is 0 where the covariance was imported.
+        tokens: how many tokens were counted.
+        model_digest: identity of the model's edited layers, see `model_digest`.
+        convergence: per layer, tokens and ‖C0 − C0 before‖ / ‖C0‖ (Frobenius), as the tokens doubled.
+    """
+
+    matrices: dict[int, Float[Tensor, "m m"]]
+    background: dict[int, Float[Tensor, "n m"]]
+    tokens: int
+    model_digest: str
+    convergence: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(sorted(self.matrices))
+
+
+def model_digest(model: PreTrainedModel, layers: Sequence[int]) -> str:
+    """SHA-256 of the rewrite modules' weights of `layers`: tells models with the same shape apart."""
+    parts = ModelParts(model)
+    digest = hashlib.sha256(model.config.model_type.encode())
+    for layer in sorted(layers):
+        weight = parts.base_weight(layer).float().cpu().contiguous()
+        digest.update(weight.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_covariance(covariance: Covariance, path: str | os.PathLike) -> None:
+    """Write one safetensors file: matrices in float64, background keys in float32, the rest as metadata."""
+    tensors = {f"covariance.{layer}": matrix for layer, matrix in covariance.matrices.items()}
+    tensors |= {f"background.{layer}": keys for layer, keys in covariance.background.items()}
+    metadata = {
+        "format": str(_FORMAT),
+        "layers": json.dumps(covariance.layers),
+        "tokens": str(covariance.tokens),
+        "precision": "float64",
+        "model_digest": covariance.model_digest,
+        "convergence": {str(layer): points for layer, points in covariance.convergence.items()},
+    }
+    write_tensors(path, tensors, metadata)
+
+
+def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: dict) -> None:
+    """Write a safetensors file under a temporary name, sync it, and rename it; the same content is the same bytes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # One key, as safetensors writes several in random order.
+    packed = {"coachhook": json.dumps(metadata, sort_keys=True)}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, packed)
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_covariance(
+    path: str | os.PathLike, model: PreTrainedModel | None = None, layers: Sequence[int] | None = None
+) -> Covariance:
+    """Read a covariance file and check it before any work.
+
+    Arguments:
+        model: refuse a covariance of another model.
+        layers: refuse one that lacks some of these layers.
+
+    Raises:
+        CovarianceError: the file is damaged, holds NaN, or belongs to another model or other layers.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("coachhook", "{}"))
+            if metadata.get("format") != str(_FORMAT):
+                raise CovarianceError(f"{path}: not a covariance file of format {_FORMAT}; compute it again")
+            stored = json.loads(metadata["layers"])
+            matrices = {layer: file.get_tensor(f"covariance.{layer}") for layer in stored}
+            background = {layer: file.get_tensor(f"background.{layer}") for layer in stored}
+    except (SafetensorError, OSError, KeyError) as error:
+        raise CovarianceError(f"{path}: cannot be read ({error}); compute it again") from None
+    convergence = {
+        int(layer): tuple((tokens, change) for tokens, change in points)
+        for layer, points in metadata.get("convergence", {}).items()  # older files have none
+    }
+    covariance = Covariance(matrices, background, int(metadata["tokens"]), metadata["model_digest"], convergence)
+    missing = sorted(set(layers or ()) - set(stored))
+    if missing:
+        raise CovarianceError(f"{path}: holds layers {stored}, not {missing}; compute it for layers {sorted(layers)}")
+    if model is not None and model_digest(model, stored) != covariance.model_digest:
+        raise CovarianceError(f"{path}: was computed on another model; compute it on this one")
+    check_matrices(matrices, str(path))
+    return covariance
+
+
+def check_matrices(matrices: Mapping[int, Tensor], name: str = "covariance") -> None:
+    """Refuse matrices with NaN or infinite values.
+
+    Raises:
+        CovarianceError: names the layer.
+    """
+    for layer, matrix in matrices.items():
+        if not torch.isfinite(matrix).all():
+            raise CovarianceError(f"{name}: layer {layer} holds NaN or infinite values; compute it again")

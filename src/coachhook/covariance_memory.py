@@ -1,0 +1,46 @@
+"""How much memory the covariance pass takes at its peak, from the shapes of what it allocates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from coachhook.architectures import ModelParts
+from coachhook.second_moment import sketch_bytes
+
+MLP_COPIES = 4  # tensors as wide as the keys that a block holds at once: gelu_new's; gated units take three
+BLOCK_COPIES = 6  # tensors as wide as the hidden state beside them: residual, normed, attention's inputs and output
+LIBRARIES = 100_000_000
+"""Bytes that torch and transformers themselves take once they run."""
+
+
+def weight_bytes(parts: ModelParts) -> int:
+    """Bytes of the model's weights; tied ones count once."""
+    return sum(parameter.nbytes for parameter in parts.model.parameters())
+
+
+def covariance_memory(
+    parts: ModelParts, layers: Sequence[int], max_tokens: int, batch_tokens: int, longest: int, background: int
+) -> dict[str, int]:
+    """Bytes at the peak of `compute_covariance`, by what they are for; all on the model's device but the sample.
+
+    With b tokens in a batch, keys of width m and hidden states of width d, a batch is largest either where the last
+    layer's keys are made (the other layers' keys, 4 tensors b×m and 6 tensors b×d) or where the first layer is
+    counted (all keys, gathered and in float64, and the product m×m).
+
+    Arguments:
+        parts: of the model itself, or of one on the meta device.
+        longest: tokens of a document that are read.
+    """
+    batch = min(max(batch_tokens, longest), max_tokens)
+    widths = [parts.width(layer) for layer in layers]
+    widest, hidden, item = max(widths), parts.shape(0)[0], parts.head.weight.itemsize
+    making = batch * item * (sum(widths) + (MLP_COPIES - 1) * widest + BLOCK_COPIES * hidden)
+    counting = batch * item * sum(widths) + 8 * batch * widest + 8 * widest**2
+    return {
+        "weights": weight_bytes(parts),
+        "sums": sum(8 * width**2 for width in widths),
+        "a batch": max(making, counting),
+        "sample of keys": sum(4 * width * background for width in widths),
+        "convergence": sum(sketch_bytes(width) for width in widths) + 2 * sketch_bytes(widest),
+        "libraries": LIBRARIES,
+    }

@@ -1,0 +1,110 @@
+"""Studies on models from the hub: planned in seconds, and run on tiny stand-ins through every rule."""
+
+import json
+import re
+import time
+
+import pandas as pd
+import pytest
+import yaml
+
+from coachhook.study import load_study
+
+from .conftest import Project, copy_project
+
+STUDIES = ("paper", "long", "modern")
+# What of the paper's study is run: both models, both data sets, both rounds, an ablation and a trained editor.
+PART = {
+    "hook": {"models": ["gpt2-xl"], "datasets": ["zsre"], "methods": ["memit", "coachhook"]},
+    "layers": {"models": ["gpt2-xl"], "datasets": ["zsre"]},
+    "table_single_round": {"models": ["gpt-j"], "datasets": ["counterfact-edit"], "methods": ["coachhook", "mend"]},
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    return copy_project(tmp_path_factory.mktemp("hub"))
+
+
+def _write_part(project: Project) -> None:
+    """A study `part` of the paper's own figures and tables, on fewer models, data sets and methods."""
+    studies = project.root / "config" / "studies"
+    study = yaml.safe_load((studies / "paper.yaml").read_text(encoding="utf-8"))
+    figures = {name: study["figures"][name] | PART.get(name, {}) for name in ("hook", "layers", "contradictions")}
+    figures["layers"]["vary"] = {"layers": {"gpt2-xl": [[17], [13, 14, 15, 16, 17]]}}
+    tables = {"table_single_round": study["tables"]["table_single_round"] | PART["table_single_round"]}
+    content = yaml.safe_dump(study | {"figures": figures, "tables": tables})
+    (studies / "part.yaml").write_text(content, encoding="utf-8")
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_is_planned_in_seconds_without_a_gpu_a_network_or_records(project, study):
+    started = time.monotonic()
+    counts = project.job_counts(study=study)
+    assert time.monotonic() - started < 20
+    planned = load_study(study, project.root / "config", project.root / "workflow" / "schemas")
+    models = {stream.model for stream in planned.streams.values()}
+    assert counts["edit_stream"] == len(planned.streams)
+    assert counts["fetch_model"] == counts["compute_covariance"] == len(models)
+    assert counts["draw_figure"] == len(planned.figure_names)
+    editors = {stream.trained_editor for stream in planned.streams.values()} - {None}
+    assert counts.get("train_editor", 0) == len(editors)
+
+
+def test_every_job_with_a_large_model_says_what_it_takes(tmp_path):
+    project = copy_project(tmp_path)
+    for rules in (tmp_path / "workflow" / "rules").glob("*.smk"):  # without messages Snakemake tells all of a job
+        text = rules.read_text(encoding="utf-8")
+        rules.write_text(re.sub(r"    message:\n.*\n", "", text), encoding="utf-8")
+    shown = project.snakemake("--dry-run", study="paper")
+    asked: dict[str, set[str]] = {}
+    for rule, resources in re.findall(r"^rule (\w+):.*?^    resources: (.*?)$", shown, re.MULTILINE | re.DOTALL):
+        asked.setdefault(rule, set()).update(re.findall(r"(\w+)=", resources))
+    for rule in ("fetch_model", "compute_covariance", "train_editor", "edit_stream"):
+        assert {"mem_mb", "disk_mb", "runtime"} <= asked[rule], rule
+        assert ("gpu" in asked[rule]) == (rule != "fetch_model"), rule
+
+
+def test_missing_records_stop_the_study_before_any_job_in_one_line(project):
+    shown = project.snakemake(study="zsre-local", fails=True)
+    assert "data/zsre_mend_eval.json is missing: data/README.md says where it comes from" in shown
+    assert "Traceback" not in shown
+    assert "Data set" not in shown
+
+
+def test_a_study_that_cannot_fit_is_refused_with_the_number_before_any_job(project):
+    models = project.root / "config" / "models.yaml"
+    before = models.read_text(encoding="utf-8")
+    # A tiny model with keys a million wide: one covariance matrix takes 8 TB.
+    models.write_text(before.replace("tiny: {n_embd: 16,", "tiny: {n_embd: 16, n_inner: 1000000,", 1), encoding="utf-8")
+    try:
+        shown = project.snakemake(study="paper", tiny=True, fails=True)
+    finally:
+        models.write_text(before, encoding="utf-8")
+    assert re.search(r"covariance of tiny-gpt2-xl, layers 13, .* needs \d+(\.\d+)? TB of memory on ", shown)
+    assert "study tiny-paper was not started" in shown
+    assert "Traceback" not in shown
+    assert "Data set" not in shown
+
+
+@pytest.mark.study
+def test_a_part_of_the_paper_s_study_runs_on_tiny_models_through_every_rule(project):
+    _write_part(project)
+    shown = project.snakemake(study="part", tiny=True)
+    assert re.search(r"mend on tiny-gpt-j, 6 edits in batches of 3: .* of disk", shown)
+    assert re.search(r"coachhook on tiny-gpt2-xl, 6 edits in batches of 3: .* about \d+ minutes", shown)
+    figures = project.root / "figures" / "tiny-part"
+    for figure in ("hook", "layers", "contradictions"):
+        assert (figures / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+    assert pd.read_csv(figures / "layers.csv")["layers"].tolist() == ["17", "13-14-15-16-17"]
+    shares = pd.read_csv(figures / "contradictions.csv")
+    assert set(shares["dataset"]) == {"tiny-zsre", "tiny-counterfact-edit"}
+    assert (figures / "table_single_round.md").exists()
+    models = project.root / "results" / "models"
+    assert json.loads((models / "tiny-gpt2-xl" / "config.json").read_text())["n_layer"] == 48
+    assert json.loads((models / "tiny-gpt-j" / "config.json").read_text())["dtype"] == "float16"
+    assert (project.root / "report-tiny-part.html").exists()
+    for path in load_study("part", project.root / "config", project.root / "workflow" / "schemas", tiny=True).streams:
+        rows = (project.root / "results" / "streams" / path / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(rows[-1])["edits"] == 6
+    assert "Nothing to be done" in project.snakemake(study="part", tiny=True)
