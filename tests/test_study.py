@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coachhook.study import StudyError, check_config, default_hyperparameters, load_study, setting_name, settings_key
+from coachhook.study import (
+    StudyError,
+    check_config,
+    covariance_command,
+    default_hyperparameters,
+    load_study,
+    setting_name,
+    settings_key,
+)
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = ROOT / "workflow" / "schemas"
@@ -169,6 +177,18 @@ def test_streams_of_the_same_layers_share_a_trained_editor_and_the_model_says_ho
     assert all(s.trained_editor is None for s in study.streams.values() if s.method == "memit")
 
 
+def test_a_models_architecture_goes_to_its_streams_and_its_covariance(config):
+    parts = {"blocks": "model.layers", "rewrite_module": "mlp.c_proj", "final_norm": "model.norm"}
+    assert {s.architecture for s in load_study("smoke", config, SCHEMAS).streams.values()} == {None}
+    _edit(config / "models.yaml", "models", "smoke", "architecture", value=parts)
+    study = load_study("smoke", config, SCHEMAS)
+    assert all(stream.architecture == parts for stream in study.streams.values())
+    settings = study.models["smoke"]["covariance"]
+    declared = "blocks=model.layers,rewrite_module=mlp.c_proj,final_norm=model.norm"
+    command = covariance_command("smoke", settings)
+    assert covariance_command("smoke", settings, parts) == f"{command} --architecture {declared}"
+
+
 def test_figures_share_streams_and_the_default_value_is_the_default_setting(config):
     study = load_study("smoke", config, SCHEMAS)
     swept = [study.streams[path] for path in study.figures["lambda"]]
@@ -246,6 +266,7 @@ def test_a_batch_size_can_be_varied(config):
             ["datasets.questions", "exactly one of: world, file"],
         ),
         ("models.yaml", ["models", "smoke", "editor_training"], {"stepz": 1}, ["editor_training", "'stepz'"]),
+        ("models.yaml", ["models", "smoke", "architecture"], {"blocks": "h"}, ["architecture", "'rewrite_module'"]),
         (
             "studies/smoke.yaml",
             ["figures", "hook", "models"],

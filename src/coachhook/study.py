@@ -265,9 +265,7 @@ def settings_key(*settings: Any) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def covariance_command(
-    model: str, settings: Mapping[str, Any], architecture: Mapping[str, str] | None = None
-) -> str:
+def covariance_command(model: str, settings: Mapping[str, Any], architecture: Mapping[str, str] | None = None) -> str:
     """What computes a model's covariance; the DVC stage covariance@<model> runs the same for known families."""
     declared = ",".join(f"{part}={name}" for part, name in (architecture or {}).items())
     return (
