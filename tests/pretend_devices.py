@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 HOME = torch.device("cpu")
-_MAY_MIX = (torch.Tensor.copy_, torch.autograd.grad)
+_MAY_MIX = (torch.Tensor.copy_, torch.autograd.grad, torch._has_compatible_shallow_copy_type)
 _INDEXING = (torch.Tensor.__getitem__, torch.Tensor.__setitem__, torch.Tensor.index_put)
 
 
