@@ -77,7 +77,7 @@ def test_every_method_on_a_model_that_lies_on_disk(method, tokenizer, requests, 
 
 def test_adapters_on_offloaded_weights_are_refused(tokenizer, tmp_path):
     model = dispatch_model(llama(), dict.fromkeys(WHOLE, "disk"), offload_dir=tmp_path)
-    with pytest.raises(ArchitectureError, match="lora: .* without offloading"):
+    with pytest.raises(ArchitectureError, match=r"lora: .* without offloading"):
         Editor(model, tokenizer, "lora", layers=LAYERS)
 
 

@@ -1,4 +1,4 @@
-"""Every family of models: edit, save, load, generate with and without a cache; targets and keys held to the literal ones."""
+"""Every family: edit, save, load, generate with and without a cache; targets and keys held to the literal ones."""
 
 import functools
 import json
