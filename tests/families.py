@@ -7,7 +7,13 @@ from conftest import SIZE
 from transformers import AutoConfig, AutoModelForCausalLM
 
 _GPT2 = {"n_layer": 5, "n_embd": 32, "n_head": 2, "n_inner": 48, "n_positions": 64}
-_OPT = {"num_hidden_layers": 5, "hidden_size": 32, "num_attention_heads": 2, "ffn_dim": 48, "max_position_embeddings": 64}
+_OPT = {
+    "num_hidden_layers": 5,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "ffn_dim": 48,
+    "max_position_embeddings": 64,
+}
 _LLAMA = {
     "num_hidden_layers": 5,
     "hidden_size": 32,
@@ -71,3 +77,17 @@ def build_family(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, *
 def rewrite_module(model, name: str, layer: int):
     family = FAMILIES[name]
     return model.get_submodule(f"{family.blocks}.{layer}.{family.rewrite_module}")
+
+
+STARCODER = {"blocks": "model.layers", "rewrite_module": "mlp.c_proj", "final_norm": "model.norm"}
+
+
+def starcoder():
+    """A family that is not in the registry."""
+    sizes = {**SIZE, **FAMILIES["mistral"].sizes}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("starcoder2", **sizes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(6 if parameter.ndim > 1 else 1)
+    return model

@@ -9,10 +9,11 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from accelerate.utils import send_to_device
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 HOME = torch.device("cpu")
-_MAY_MIX = {torch.Tensor.copy_, torch.equal}  # torch.equal refuses too; the tests themselves compare with it
+_MAY_MIX = (torch.Tensor.copy_, torch.autograd.grad, torch._has_compatible_shallow_copy_type)
+_INDEXING = (torch.Tensor.__getitem__, torch.Tensor.__setitem__, torch.Tensor.index_put)
 
 
 class PretendDevices(TorchFunctionMode):
@@ -20,65 +21,75 @@ class PretendDevices(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        if function is torch.Tensor.device.__get__:
+        if function == torch.Tensor.device.__get__:
             return device_of(args[0])
-        if function is torch.Tensor.data.__set__:
-            args[0]._pretended = device_of(args[1])
+        if function == torch.Tensor.data.__set__:
+            _name(args[0], device_of(args[1]))
             return function(*args, **kwargs)
-        device = kwargs.pop("device", None)
-        if function in (torch.Tensor.to, torch.nn.Module.to):
-            device, args = _target(device, args)
-        elif function is torch.Tensor.cpu:
-            device = HOME
-        source = _common(function, args, kwargs)
+        place, args, kwargs = _asked_for(function, args, kwargs)
+        place = place or _common(function, args, kwargs)
         result = function(*args, **kwargs)
-        place = source if device is None else torch.device(device)
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                moved = place is not None and place != getattr(leaf, "_pretended", place)
-                if moved and any(leaf is given for given in tree_leaves(args)):  # `to` gave the tensor itself back
-                    return _relabelled(result.clone(), place)
-                _relabelled(leaf, place or HOME)
-        return result
+        if function == torch.autograd.grad:
+            inputs = args[1] if isinstance(args[1], list | tuple) else [args[1]]
+            for gradient, given in zip(result, inputs, strict=True):
+                _name(gradient, device_of(given))
+            return result
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        return tree_map(lambda leaf: _placed(leaf, place, given), result)
 
 
 def device_of(tensor):
     return getattr(tensor, "_pretended", HOME)
 
 
-def _relabelled(tensor, device):
-    tensor._pretended = device
+def _name(tensor, device):
+    if tensor is not None:
+        tensor._pretended = device
     return tensor
 
 
-def _target(device, args):
-    """The device that `to` is told, among its other arguments, which stay."""
-    rest = [args[0]]
-    for argument in args[1:]:
-        if isinstance(argument, torch.Tensor):
-            device = device_of(argument)
-            rest.append(argument.dtype)
-        elif isinstance(argument, torch.device | str | int) and not isinstance(argument, bool):
-            device = argument
-        else:
-            rest.append(argument)
-    return device, tuple(rest)
+def _placed(leaf, place, given):
+    """A result, named; `to` and `cpu` may have given their operand back, which stays where it is."""
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    if place != device_of(leaf) and any(leaf is operand for operand in given):
+        leaf = leaf.clone()
+    return _name(leaf, place)
+
+
+def _asked_for(function, args, kwargs):
+    """The device that a call names, None where it names none; and the call for tensors that all lie on the CPU."""
+    if function == torch.Tensor.cpu:
+        return HOME, args, kwargs
+    asked = kwargs.get("device")
+    if asked is not None:
+        kwargs["device"] = HOME
+    if function == torch.Tensor.to:
+        rest = list(args)
+        for index, argument in enumerate(args[1:], 1):
+            if isinstance(argument, torch.Tensor):
+                asked, rest[index] = device_of(argument), argument.dtype
+            elif isinstance(argument, torch.device | str | int) and not isinstance(argument, bool):
+                asked, rest[index] = argument, HOME
+        args = tuple(rest)
+    return (None if asked is None else torch.device(asked)), args, kwargs
 
 
 def _common(function, args, kwargs):
-    """The device of the operands; scalars and, as indices, tensors at home go with every device, as in torch."""
+    """The device of the operands. Scalars at home go with every device, and so do indices, as in torch."""
     operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     if not operands:
-        return None
-    indexing = function in (torch.Tensor.__getitem__, torch.Tensor.__setitem__, torch.Tensor.index_put)
-    places = {device_of(leaf) for leaf in operands if leaf.ndim or device_of(leaf) != HOME}
-    if indexing:
-        places = {device_of(operands[0]), *(place for place in places if place != HOME)}
-    if len(places) > 1 and function not in _MAY_MIX:
-        raise RuntimeError(f"{function}: Expected all tensors to be on the same device, found {sorted(map(str, places))}")
-    if indexing or function in _MAY_MIX:
+        return HOME
+    if function in _MAY_MIX:
         return device_of(operands[0])
-    return places.pop() if places else HOME
+    places = {device_of(leaf) for leaf in operands if leaf.ndim or device_of(leaf) != HOME} or {HOME}
+    if function in _INDEXING:
+        first = device_of(operands[0])
+        places = {first, *(place for place in places if place != HOME)}
+    if len(places) > 1:
+        found = ", ".join(sorted(map(str, places)))
+        raise RuntimeError(f"{function}: Expected all tensors to be on the same device, found {found}")
+    return places.pop()
 
 
 class MoveInputs(ModelHook):
@@ -93,6 +104,7 @@ class MoveInputs(ModelHook):
 
 def spread(model, places):
     """Put each named module, with all that is in it, on its pretended device."""
+    add_hook_to_module(model, MoveInputs(torch.device(next(iter(places.values())))))
     for name, device in places.items():
         for module in model.get_submodule(name).modules():
             add_hook_to_module(module, MoveInputs(torch.device(device)))

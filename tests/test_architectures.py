@@ -191,7 +191,7 @@ def test_a_declared_architecture_holds_for_the_model():
     ],
 )
 def test_a_wrong_declaration_is_named(changes, words):
-    with pytest.raises(ArchitectureError, match="^architecture: ") as caught:
+    with pytest.raises(ArchitectureError, match=r"^architecture: ") as caught:
         declare_architecture(bloom(max_position_embeddings=64), BLOOM | changes)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -209,7 +209,7 @@ def test_a_norm_that_is_not_the_last_one_is_found_out():
 def test_blocks_that_scale_what_they_add_are_found_out():
     """Granite has Llama's parts; what it does with them is another thing."""
     sizes = {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64}
-    with pytest.raises(ArchitectureError, match="block 1 does not add what its mlp.down_proj gives"):
+    with pytest.raises(ArchitectureError, match=r"block 1 does not add what its mlp\.down_proj gives"):
         norms_behind(ModelParts(build("granite", residual_multiplier=0.3, **sizes)), [1])
     with pytest.raises(ArchitectureError, match="head is not supported"):
         check_parts(ModelParts(build("granite", logits_scaling=4.0, **sizes)))

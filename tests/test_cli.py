@@ -1,5 +1,6 @@
 import pytest
 from conftest import TEXT, build_model
+from families import STARCODER, starcoder
 from typer.testing import CliRunner
 
 from coachhook import methods
@@ -53,3 +54,19 @@ def test_what_the_user_can_mend_is_one_line(directory, tmp_path, layers, texts, 
     assert words in result.stderr.strip().splitlines()[-1]
     assert "Traceback" not in result.output
     assert not out.exists()
+
+
+def test_a_covariance_of_a_declared_family(tokenizer, tmp_path):
+    starcoder().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "text.txt").write_text("\n".join(TEXT) + "\n", encoding="utf-8")
+    arguments = ("covariance", tmp_path, "--texts", tmp_path / "text.txt", "--out", tmp_path / "c", "--layers", "1")
+    result = call(*arguments)
+    assert result.exit_code == 1
+    assert "error: model type 'starcoder2' is unknown" in result.stderr.strip().splitlines()[-1]
+    declared = ",".join(f"{part}={name}" for part, name in STARCODER.items())
+    result = call(*arguments, "--architecture", declared)
+    assert result.exit_code == 0, result.output
+    assert read_covariance(tmp_path / "c").matrices[1].shape == (48, 48)
+    result = call(*arguments, "--architecture", "blocks")
+    assert "error: architecture: " in result.stderr.strip().splitlines()[-1]

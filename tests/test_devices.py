@@ -9,7 +9,7 @@ from test_all_methods import settings, trained_editor  # noqa: F401 (a fixture)
 from test_editors import logits
 
 from coachhook import Editor, compute_covariance, methods
-from coachhook.architectures import ModelParts
+from coachhook.architectures import ArchitectureError, ModelParts
 from coachhook.editors import METHODS
 from coachhook.journal import pack_step
 
@@ -73,6 +73,23 @@ def test_every_method_on_a_model_that_lies_on_disk(method, tokenizer, requests, 
     model = dispatch_model(llama(), dict.fromkeys(WHOLE, "disk"), offload_dir=tmp_path)
     assert all(parameter.device.type == "meta" for parameter in model.parameters())
     same(run(model, *arguments), expected)
+
+
+def test_adapters_on_offloaded_weights_are_refused(tokenizer, tmp_path):
+    model = dispatch_model(llama(), dict.fromkeys(WHOLE, "disk"), offload_dir=tmp_path)
+    with pytest.raises(ArchitectureError, match=r"lora: .* without offloading"):
+        Editor(model, tokenizer, "lora", layers=LAYERS)
+
+
+@pytest.mark.parametrize("method", ["mend", "serac"])
+def test_editors_are_trained_on_three_devices(method, tokenizer, requests, trained_editor, tmp_path):  # noqa: F811
+    config, training = settings(method)
+    method_class = METHODS[method].load()
+    arguments = method_class.config_class(**config), method_class.training_class(**training), requests
+    files = {"out": tmp_path / "editor", "checkpoint": tmp_path / "checkpoint"}
+    with PretendDevices():
+        method_class.train(spread(llama(), THREE), tokenizer, *arguments, **files, seed=0)
+    assert files["out"].read_bytes() == trained_editor(method, "llama").read_bytes()
 
 
 def test_covariances_on_three_devices(tokenizer, tmp_path):

@@ -1,10 +1,15 @@
-"""The page on methods says what the code says."""
+"""The pages on methods and on models say what the code says."""
 
 import re
 from pathlib import Path
 
-from coachhook.editors import METHODS
+from families import FAMILIES
 
+from coachhook.architectures import ARCHITECTURES
+from coachhook.editors import METHODS
+from coachhook.layers import PUBLISHED
+
+MODELS = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
 PAGE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
@@ -22,3 +27,26 @@ def test_the_table_says_where_edits_act_and_what_grows():
         method = METHODS[name].load()
         assert (effect == "everywhere") == (method.effect == "everywhere"), name
         assert grows.startswith("nothing") == method.growing_state.startswith("nothing"), name
+
+
+def test_the_table_of_models_is_the_registry():
+    rows = [
+        [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in MODELS.splitlines() if line.startswith("| ")
+    ]
+    head, *rows = rows
+    told = {row["model type"]: row for row in (dict(zip(head, row, strict=True)) for row in rows)}
+    assert list(told) == list(ARCHITECTURES)
+    tested = {family.model_type: family for family in reversed(FAMILIES.values())}  # of two OPTs the usual one
+    for model_type, row in told.items():
+        architecture, family = ARCHITECTURES[model_type], tested[model_type]
+        assert (row["blocks"], row["rewrite module"], row["final norm"]) == (
+            family.blocks,
+            family.rewrite_module,
+            family.norm,
+        )
+        assert row["rewrite module"] == architecture.rewrite_module
+        assert row["blocks"].endswith(architecture.blocks)
+        assert row["final norm"].endswith(architecture.final_norm)
+        published = PUBLISHED.get(model_type)
+        layers = f"{published.first}–{published.last} of {published.depth}" if published else "–"
+        assert (row["published layers"], row["of"]) == (layers, published.source if published else "–")

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from conftest import LAYERS, build_model
+from families import starcoder
 from test_editors import OPTIONS, PREFIXES, deltas, make_editor
 
 from coachhook import Editor, EditRequest, Probe, compute_covariance
@@ -111,9 +112,8 @@ def test_a_damaged_file_is_refused(gpt2, tokenizer, file):
     refused("cannot be read.*compute it again", gpt2, tokenizer, "coachhook", file)
 
 
-def test_an_unknown_family_is_refused(gpt2, tokenizer, matrices):
-    gpt2.config.model_type = "mamba"
-    refused("'mamba' is unknown: known are gemma", gpt2, tokenizer, "coachhook", matrices)
+def test_an_unknown_family_is_refused(tokenizer, matrices):
+    refused("'starcoder2' is unknown: found blocks model.layers", starcoder(), tokenizer, "coachhook", matrices)
 
 
 def nothing_edited(editor, requests, words):

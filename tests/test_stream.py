@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import LAYERS, build_model
+from families import STARCODER, starcoder
 
 from coachhook import Editor, EditRequest, Probe
 from coachhook.covariance import write_covariance
@@ -540,3 +541,14 @@ def test_a_trained_editor_is_for_methods_that_need_one(inputs, tmp_path):
     with pytest.raises(CoachHookError, match="trained_editor: method mend needs one"):
         run_stream(config, *inputs, **folders(tmp_path))
     assert not any(tmp_path.iterdir())
+
+
+def test_a_stream_edits_a_declared_family(tokenizer, requests, tmp_path):
+    starcoder().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    settings = {"method": "ft-m", "hyperparameters": {"layers": LAYERS, "steps": 1}, "edits": 2, "batch_size": 2}
+    config = StreamConfig(**settings, evaluate_every=2)
+    with pytest.raises(CoachHookError, match="'starcoder2' is unknown"):
+        run_stream(config, requests, tmp_path / "model", None, **folders(tmp_path))
+    run_stream(config, requests, tmp_path / "model", None, architecture=STARCODER, **folders(tmp_path))
+    assert json.loads((folders(tmp_path)["out_dir"] / "metrics.jsonl").read_text())

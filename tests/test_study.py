@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coachhook.study import StudyError, check_config, default_hyperparameters, load_study, setting_name, settings_key
+from coachhook.study import (
+    StudyError,
+    check_config,
+    covariance_command,
+    default_hyperparameters,
+    load_study,
+    setting_name,
+    settings_key,
+)
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = ROOT / "workflow" / "schemas"
@@ -272,6 +280,18 @@ def test_a_model_from_the_hub_is_refused_made_up_people_and_a_method_its_missing
         load_study("long", config, SCHEMAS)
 
 
+def test_a_models_architecture_goes_to_its_streams_and_its_covariance(config):
+    parts = {"blocks": "model.layers", "rewrite_module": "mlp.c_proj", "final_norm": "model.norm"}
+    assert {s.architecture for s in load_study("smoke", config, SCHEMAS).streams.values()} == {None}
+    _edit(config / "models.yaml", "models", "smoke", "architecture", value=parts)
+    study = load_study("smoke", config, SCHEMAS)
+    assert all(stream.architecture == parts for stream in study.streams.values())
+    settings = study.models["smoke"]["covariance"]
+    declared = "blocks=model.layers,rewrite_module=mlp.c_proj,final_norm=model.norm"
+    command = covariance_command("smoke", settings)
+    assert covariance_command("smoke", settings, parts) == f"{command} --architecture {declared}"
+
+
 def test_figures_share_streams_and_the_default_value_is_the_default_setting(config):
     study = load_study("smoke", config, SCHEMAS)
     swept = [study.streams[path] for path in study.figures["lambda"]]
@@ -361,6 +381,7 @@ def test_a_batch_size_can_be_varied(config):
             ["datasets.counterfact.revision", "'main'", "the commit of the data set"],
         ),
         ("models.yaml", ["models", "smoke", "editor_training"], {"stepz": 1}, ["editor_training", "'stepz'"]),
+        ("models.yaml", ["models", "smoke", "architecture"], {"blocks": "h"}, ["architecture", "'rewrite_module'"]),
         (
             "studies/smoke.yaml",
             ["figures", "hook", "models"],

@@ -114,9 +114,8 @@ class Editor:
             declare_architecture(model, saved.base_model.architecture)
         differences = saved.base_model.differences(BaseModelIdentity.of(model, saved.layers))
         if differences:
-            name = saved.base_model.name or "that was edited"
-            problem = f"was saved from another base model ({'; '.join(differences)}); load the model {name}"
-            raise JournalError(f"{directory}: {problem}")
+            right = f"({'; '.join(differences)}); load the model {saved.base_model.name or 'that was edited'}"
+            raise JournalError(f"{directory}: was saved from another base model {right}")
         editor = cls.__new__(cls)
         editor._open(
             model,
@@ -278,8 +277,7 @@ class Editor:
         self._answers_only = method_class.needs_covariance and covariance is None
         model.eval()
         check_parts(ModelParts(model))
-        given = () if trained_editor is None else (trained_editor,)
-        self._method: Method = method_class(model, tokenizer, self.config, covariance, *given)
+        self._method: Method = method_class(model, tokenizer, self.config, covariance, *filter(None, [trained_editor]))
         self._steps: list[Step] = []
         self._closed = False
         _edited.add(model)

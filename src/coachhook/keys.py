@@ -109,7 +109,7 @@ class LayerSweep:
             self._run(layer, self._hidden[plain.to(self._hidden.device)], plain)
         finally:
             handle.remove()
-        return at(seen[-1], plain, last).float()
+        return at(seen[-1].view(len(plain), -1, seen[-1].shape[-1]), plain, last).float()
 
     def _plain(self) -> tuple[Tensor, Tensor]:
         """Rows of the plain prompts, and where their subjects end."""

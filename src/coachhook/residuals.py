@@ -17,6 +17,7 @@ from coachhook.architectures import ArchitectureError, ModelParts
 from coachhook.tracing import BlockInputs, RewriteHook, block_inputs
 
 _TOLERANCE = 0.05  # half precision rounds a block's output to within about 1 % of what is added to it
+_KEPT = 0.01  # ε by the mean g²: features with less than a tenth of the usual gain hardly follow R
 
 
 @torch.no_grad()
@@ -37,7 +38,10 @@ def norms_behind(parts: ModelParts, layers: Sequence[int]) -> dict[int, nn.Modul
 
 
 def before_norm(norm: nn.Module, given: Float[Tensor, "u d"], change: Float[Tensor, "u d"]) -> Float[Tensor, "u d"]:
-    """The change of x, of mean and mean square kept, that brings N(x) closest to N(x) + R (least squares).
+    """The change of x, of mean and mean square kept, that brings N(x) near N(x) + R.
+
+    With u' for u(x + change): ‖N(x + change) − N(x) − R‖² + ε ‖u' − u‖² is least, so features that N hardly passes on
+    stay where they are.
 
     Arguments:
         given: x.
@@ -47,27 +51,27 @@ def before_norm(norm: nn.Module, given: Float[Tensor, "u d"], change: Float[Tens
     x = given.double()
     mean = x.mean(-1, keepdim=True) if centred else torch.zeros_like(x[:, :1])
     size = (x - mean).square().mean(-1, keepdim=True).sqrt()
-    wanted = gain * (x - mean) / size + change.double()
-    return (mean + size * _nearest(gain, wanted, centred) - x).float()
+    return (mean + size * _nearest(gain, (x - mean) / size, change.double(), centred) - x).float()
 
 
-def _nearest(gain: Float[Tensor, " d"], wanted: Float[Tensor, "u d"], centred: bool) -> Float[Tensor, "u d"]:
-    """u of mean square 1 (and mean 0 if `centred`) that minimises ‖g ⊙ u − wanted‖.
+def _nearest(
+    gain: Float[Tensor, " d"], unit: Float[Tensor, "u d"], change: Float[Tensor, "u d"], centred: bool
+) -> Float[Tensor, "u d"]:
+    """u' of mean square 1 (and mean 0 if `centred`) that minimises ‖g ⊙ (u' − u) − R‖² + ε ‖u' − u‖².
 
-    u = g ⊙ wanted / (g² + μ), the multiplier μ ≥ 0 found by bisection. A point inside the ellipsoid is scaled to it.
+    u' = ((g² + ε) ⊙ u + g ⊙ R) / (g² + μ), the multiplier μ of the mean square found by bisection.
     """
-    width = wanted.shape[-1]
-    squares = gain.square().clamp_min(1e-12 * gain.square().max())
+    squares = gain.square()
+    pulled = (squares + _KEPT * squares.mean()) * unit + gain * change
 
     def at(multiplier: Tensor) -> Tensor:
         weight = 1 / (squares + multiplier)
-        pulled = gain * wanted
-        if centred:
-            pulled = pulled - (pulled * weight).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
-        return pulled * weight
+        if not centred:
+            return pulled * weight
+        return (pulled - (pulled * weight).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)) * weight
 
-    low = torch.zeros_like(wanted[:, :1])
-    high = (gain * wanted).norm(dim=-1, keepdim=True) / width**0.5  # ‖u‖² ≤ d from here on
+    low = torch.full_like(unit[:, :1], -0.999 * squares.min().item())
+    high = pulled.norm(dim=-1, keepdim=True) / unit.shape[-1] ** 0.5  # the mean square is at most 1 from here on
     for _ in range(60):
         middle = (low + high) / 2
         outside = at(middle).square().mean(-1, keepdim=True) > 1

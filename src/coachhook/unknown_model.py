@@ -17,7 +17,8 @@ def explain_unknown(model: PreTrainedModel) -> str:
     seen, maps = f"found blocks {name} ({len(blocks)} × {type(blocks[0]).__name__})", _linear_maps(blocks[0])
     down = {path: shape for path, shape in maps.items() if shape[0] > shape[1]}
     if not down:
-        return f"{seen} without an MLP's down-projection (a mixture of experts?), only {_listed(maps)}; it cannot be edited"
+        only = f"without an MLP's down-projection (a mixture of experts?), only {_listed(maps)}"
+        return f"{seen} {only}; it cannot be edited"
     norm = _last_norm(model, name)
     # An MLP's projection is the widest one that leads back to the hidden states.
     likely = max(down, key=lambda path: down[path][0])

@@ -47,7 +47,7 @@ class Lora(Method):
     `state_dict` differ; `close` unwraps them.
 
     Raises:
-        ArchitectureError: a layer or target module does not exist, or cannot be adapted.
+        ArchitectureError: a layer or target module does not exist, or cannot be adapted, or is offloaded.
     """
 
     config_class = LoraConfig
@@ -59,6 +59,11 @@ class Lora(Method):
     def __init__(self, model, tokenizer, config: LoraConfig, covariance=None):
         super().__init__(model, tokenizer, config, covariance)
         targets = self._targets()
+        if any(module.weight.is_meta for module in targets.values()):
+            raise ArchitectureError(
+                "method lora: adapters cannot be put on weights that are offloaded to the CPU or disk; load the model "
+                "without offloading"
+            )
         trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
         settings = peft.LoraConfig(
             r=config.rank,
