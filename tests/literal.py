@@ -236,12 +236,12 @@ def highest_z(model, tokenizer, request, layer, stream):
 
 
 @torch.no_grad()
-def covariance(model, tokenizer, texts, layers, max_tokens):
+def covariance(model, tokenizer, texts, layers, max_tokens, document_tokens=None):
     """(C0 per layer, number of tokens, all keys per layer), document by document."""
     keys = {layer: [] for layer in layers}
     left = max_tokens
     for text in texts:
-        ids = token_ids(tokenizer, text)[: model.config.max_position_embeddings][:left]
+        ids = token_ids(tokenizer, text)[: model.config.max_position_embeddings][:document_tokens][:left]
         left -= len(ids)
         if ids:
             seen = run(model, ids)

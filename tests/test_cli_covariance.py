@@ -86,7 +86,7 @@ def test_what_the_user_can_mend_is_one_line(directory, corpus, tmp_path):
 
 def test_what_cannot_fit_is_refused_before_anything_is_loaded(directory, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(Available, "measure", lambda *args: Available(1_000_000, 10**12, 10**12))
-    monkeypatch.setattr("coachhook.cli.covariance.load", lambda *args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("coachhook.cli.covariance_command.load", lambda *args: pytest.fail("the model was loaded"))
     words = "MB of memory on cpu, 100 MB of it for libraries, 1 MB are free"
     out = tmp_path / "c.safetensors"
     refused(words, "covariance", directory, "--texts", corpus, "--layers", "1", "--out", out, "--device", "cpu")

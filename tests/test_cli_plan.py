@@ -45,6 +45,10 @@ def test_json_is_what_the_library_plans(directory):
     assert set(told["available"]) == {"memory_bytes", "host_bytes", "disk_bytes"}
 
 
+def test_layers_are_suggested_where_none_are_given(directory):
+    assert call(directory, "--trial-seconds", 0).stdout.startswith(f"covariance of {directory}, layers 1, 2\n")
+
+
 def test_a_method_without_covariance_has_none(directory):
     result = call(directory, "--layers", "2", "--method", "ft-m", "--trial-seconds", 0, "--json")
     assert set(json.loads(result.stdout)) == {"stream", "available"}

@@ -1,3 +1,7 @@
+import json
+import logging
+from itertools import pairwise
+
 import literal
 import pytest
 import torch
@@ -210,3 +214,36 @@ def test_infinite_matrices_are_refused():
 
 def test_a_covariance_knows_its_layers():
     assert Covariance({5: torch.eye(2), 3: torch.eye(2)}, {}, 1, "").layers == (3, 5)
+
+
+def test_how_far_the_moment_has_settled_is_kept(tokenizer, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "c.safetensors"
+    given = compute_covariance(
+        build_model("gpt2"), tokenizer, TEXT * 9, LAYERS, path, max_tokens=400, batch_tokens=16, background=2
+    )
+    for points in given.convergence.values():
+        assert points[-1][0] == 400
+        assert all(later >= 1.5 * earlier for (earlier, _), (later, _) in pairwise(points))
+        assert 0 < points[-1][1] < points[0][1]
+    assert read_covariance(path).convergence == given.convergence
+    assert set(given.convergence) == set(LAYERS)
+    assert "will need about" in caplog.messages[0]
+    assert any("in the last doubling, to 400 tokens" in line for line in caplog.messages)
+
+
+def test_a_file_from_before_convergence_was_noted_is_read(file):
+    tensors = load_file(file)
+    with safe_open(file, "pt") as opened:
+        metadata = json.loads(opened.metadata()["coachhook"])
+    del metadata["convergence"]
+    save_file(tensors, file, {"coachhook": json.dumps(metadata)})
+    assert read_covariance(file, build_model("gpt2")).convergence == {}
+
+
+def test_a_document_is_cut_where_that_is_asked(tokenizer):
+    model = build_model("llama").double()
+    cut = compute_covariance(model, tokenizer, [LONG, LONG, "Rome"], (1,), document_tokens=7)
+    expected, tokens, _ = literal.covariance(model, tokenizer, [LONG, LONG, "Rome"], (1,), 10**6, document_tokens=7)
+    assert cut.tokens == tokens
+    torch.testing.assert_close(cut.matrices[1], expected[1], rtol=1e-7, atol=1e-9)

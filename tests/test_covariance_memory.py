@@ -5,14 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("shape", ["small", "small-llama"])
-def test_peak_memory_is_within_a_fifth_of_what_is_announced(shape):
-    command = [sys.executable, str(ROOT / "benchmarks" / "covariance_memory.py"), "--shape", shape]
+def test_peak_memory_is_within_a_fifth_of_what_is_announced():
+    command = [sys.executable, str(ROOT / "benchmarks" / "covariance_memory.py"), "--shape", "small"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     announced, measured = map(float, re.search(r"announced ([\d.]+) GB, measured ([\d.]+) GB", said).groups())
     assert announced > 0.9  # not so small that the libraries are all of it

@@ -68,7 +68,7 @@ def test_the_disk_of_a_covariance_is_what_it_writes(tokenizer, tmp_path, monkeyp
     monkeypatch.setattr("coachhook.covariance._Unfinished.remove", lambda self: None)
     compute_covariance(model, tokenizer, TEXT * 9, LAYERS, out, background=8, max_tokens=300, checkpoint_seconds=0)
     planned = plan_covariance(model, LAYERS, background=8, max_tokens=300).disk_parts
-    assert planned["covariance"] == pytest.approx(out.stat().st_size, rel=0.05)
+    assert planned["covariance"] == pytest.approx(out.stat().st_size, rel=0.1)
     state = unfinished_path(out).stat().st_size
     sketches = 2 * 48 * 48 * 8  # small beside real sums, not beside these
     assert planned["unfinished sums"] == pytest.approx(state - sketches, rel=0.3)
@@ -84,7 +84,7 @@ def test_a_models_weights_that_are_not_here_are_a_download(monkeypatch):
 def test_every_method_has_a_plan():
     model = build_model("gpt2")
     for method in methods():
-        needs = plan_stream(model, method, (1, 2) if method != "rome" else (2,), edits=10, batch_size=1)
+        needs = plan_stream(model, method, (2,), edits=10, batch_size=1)
         assert needs.memory_bytes == sum(needs.parts.values()) > needs.parts["weights"]
         assert ("covariance" in needs.parts) == registered(method).load().needs_covariance
 

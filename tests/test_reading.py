@@ -45,7 +45,7 @@ def test_no_more_is_read_than_is_counted(tokenizer):
     reader = Reader(tokenizer, texts(), 64, 100, 5)
     read(reader)
     assert given == TEXTS[: reader.documents]
-    assert sum(len(tokenizer(text)["input_ids"]) for text in given) < 100 + 64
+    assert sum(min(64, len(tokenizer(text)["input_ids"])) for text in given) < 100 + 64
 
 
 @pytest.mark.parametrize("batch_tokens", [3, 40])
@@ -65,11 +65,11 @@ def test_reading_goes_on_from_every_place(tokenizer, batch_tokens):
 
 
 def test_other_texts_are_noticed_and_read_from_the_start(tokenizer):
-    first = Reader(tokenizer, TEXTS, 30, 260, 3)
+    first = Reader(tokenizer, TEXTS, 30, 260, 40)
     next(first.batches())
     tensors, info = first.state()
     assert info["documents"] > 2
     for texts in (["Other.", *TEXTS], TEXTS[:2], [*TEXTS[:2], "Other."] * 10):
-        second = Reader(tokenizer, texts, 30, 260, 3)
+        second = Reader(tokenizer, texts, 30, 260, 40)
         assert not second.restore(tensors.__getitem__, info)
-        assert read(second) == read(Reader(tokenizer, texts, 30, 260, 3))
+        assert read(second) == read(Reader(tokenizer, texts, 30, 260, 40))

@@ -59,7 +59,7 @@ def test_what_was_imported_is_kept_and_edits(published, tokenizer, requests, tmp
     write_covariance(read_second_moments(published, model), tmp_path / "c.safetensors")
     read = read_covariance(tmp_path / "c.safetensors", model, LAYERS)
     assert read.convergence == {}
-    editor = Editor(model, tokenizer, "memit", tmp_path / "c.safetensors", target_steps=2, context_templates=0)
+    editor = Editor(model, tokenizer, "memit", tmp_path / "c.safetensors", target_steps=2, context_templates=())
     assert editor.edit(requests[:2]).step == 1
 
 

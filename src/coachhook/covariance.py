@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
@@ -169,6 +170,7 @@ class _Unfinished:
 
     def restore(self) -> None:
         """Go on from the file, where there is one of this very job."""
+        self._clear_temporary()
         metadata = self._metadata()
         if metadata is None:
             return
@@ -187,6 +189,12 @@ class _Unfinished:
     def remove(self) -> None:
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+    def _clear_temporary(self) -> None:
+        """A job that is killed while it stores leaves a file as large as all the sums."""
+        if self._path is not None:
+            for left in self._path.parent.glob(f".{glob.escape(self._path.name)}.*.tmp"):
+                left.unlink()
 
     def _metadata(self) -> dict | None:
         if self._path is None or not self._path.exists():

@@ -78,14 +78,19 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def shallow_model(config: PreTrainedConfig, blocks: int, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of this configuration but with few blocks; its weights hold one small number, as only its work counts."""
+def shallow_config(config: PreTrainedConfig, blocks: int) -> PreTrainedConfig:
+    """The same configuration with few blocks."""
     config = copy.deepcopy(config)
     config.num_hidden_layers = blocks
     if getattr(config, "layer_types", None):  # one entry a block, where blocks differ
         config.layer_types = config.layer_types[:blocks]
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return config
+
+
+def shallow_model(config: PreTrainedConfig, blocks: int, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of this configuration but with few blocks; its weights hold one small number, as only its work counts."""
+    with torch.device("meta"):  # to draw weights would take longer than a trial
+        model = AutoModelForCausalLM.from_config(shallow_config(config, blocks), dtype=dtype)
     model.to_empty(device=device)
     model.tie_weights()
     with torch.no_grad():

@@ -117,7 +117,7 @@ def _module_name(parts: ModelParts, layer: int) -> str:
 def _read(path: Path, width: int) -> tuple[Float[Tensor, "m m"], int]:
     """C0 in float64, and how many tokens were counted."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             total, count = torch.from_numpy(file["mom2.mom2"]), int(file["mom2.count"])
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

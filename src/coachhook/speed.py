@@ -11,7 +11,7 @@ import torch
 from coachhook.model_shape import Model, read_config, shallow_model, weights_dtype
 
 _BLOCKS = 2
-_TOKENS = (64, 256, 1024, 4096)
+_TOKENS = (64, 256, 1024)
 _LENGTH = 64  # tokens of a row: any context holds them
 _PRODUCT_WIDTH = 1024
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode  # there is no public name for it
+from transformers import AutoModelForCausalLM
 
 from coachhook.architectures import ModelParts
 from coachhook.covariance_memory import BLOCK_COPIES, MLP_COPIES
 from coachhook.editors.base import MethodConfig
 from coachhook.editors.locate import LocateConfig, LocateThenEdit
-from coachhook.model_shape import shallow_model
+from coachhook.model_shape import shallow_config
 from coachhook.speed import Speed
 from coachhook.stream import StreamConfig
 
@@ -165,7 +166,7 @@ def saved_bytes_per_token(parts: ModelParts) -> int:
 
 def _saved_bytes(parts: ModelParts, blocks: int) -> int:
     dtype = parts.head.weight.dtype
-    shallow = shallow_model(parts.model.config, blocks, "cpu", dtype)
+    shallow = AutoModelForCausalLM.from_config(shallow_config(parts.model.config, blocks), dtype=dtype).eval()
     weights = {parameter.untyped_storage()._cdata for parameter in shallow.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 

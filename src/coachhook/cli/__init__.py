@@ -7,8 +7,8 @@ import sys
 
 import typer
 
-from coachhook.cli.covariance import covariance
-from coachhook.cli.plan import plan
+from coachhook.cli.covariance_command import covariance
+from coachhook.cli.plan_command import plan
 from coachhook.cli.shared import one_line_errors
 
 __all__ = ["app", "one_line_errors"]
