@@ -15,7 +15,7 @@ from .conftest import Project, copy_project
 STUDIES = ("paper", "long", "modern")
 # What of the paper's study is run: both models, both data sets, both rounds, an ablation and a trained editor.
 PART = {
-    "hook": {"models": ["gpt2-xl"], "datasets": ["zsre"], "methods": ["memit", "coachhook"]},
+    "hook": {"models": ["gpt2-xl"], "datasets": ["zsre"], "methods": ["coachhook"]},
     "layers": {"models": ["gpt2-xl"], "datasets": ["zsre"]},
     "table_single_round": {"models": ["gpt-j"], "datasets": ["counterfact-edit"], "methods": ["coachhook", "mend"]},
 }
@@ -27,13 +27,14 @@ def project(tmp_path_factory) -> Project:
 
 
 def _write_part(project: Project) -> None:
-    """A study `part` of the paper's own figures and tables, on fewer models, data sets and methods."""
+    """A study `part` of the paper's own figures and tables, on fewer models, data sets and methods; with ability."""
     studies = project.root / "config" / "studies"
     study = yaml.safe_load((studies / "paper.yaml").read_text(encoding="utf-8"))
     figures = {name: study["figures"][name] | PART.get(name, {}) for name in ("hook", "layers", "contradictions")}
     figures["layers"]["vary"] = {"layers": {"gpt2-xl": [[17], [13, 14, 15, 16, 17]]}}
     tables = {"table_single_round": study["tables"]["table_single_round"] | PART["table_single_round"]}
-    content = yaml.safe_dump(study | {"figures": figures, "tables": tables})
+    ability = {"tasks": ["mmlu"]}  # of the hub; with tiny=true an example task stands in for it
+    content = yaml.safe_dump(study | {"figures": figures, "tables": tables, "ability": ability})
     (studies / "part.yaml").write_text(content, encoding="utf-8")
 
 
@@ -104,7 +105,11 @@ def test_a_part_of_the_paper_s_study_runs_on_tiny_models_through_every_rule(proj
     assert json.loads((models / "tiny-gpt2-xl" / "config.json").read_text())["n_layer"] == 48
     assert json.loads((models / "tiny-gpt-j" / "config.json").read_text())["dtype"] == "float16"
     assert (project.root / "report-tiny-part.html").exists()
-    for path in load_study("part", project.root / "config", project.root / "workflow" / "schemas", tiny=True).streams:
+    study = load_study("part", project.root / "config", project.root / "workflow" / "schemas", tiny=True)
+    for path, stream in study.streams.items():
         rows = (project.root / "results" / "streams" / path / "metrics.jsonl").read_text().splitlines()
         assert json.loads(rows[-1])["edits"] == 6
+        measured = {"fluency", "fluency_base", "ability_example-towns_acc", "ability_example-towns_acc_base"}
+        assert measured & json.loads(rows[-1]).keys() == (set() if "layers=" in stream.setting else measured)
+    assert "Base model" in (figures / "table_single_round.md").read_text(encoding="utf-8")
     assert "Nothing to be done" in project.snakemake(study="part", tiny=True)
