@@ -607,7 +607,7 @@ def test_an_unknown_task_is_one_line_before_any_job(config, monkeypatch):
     monkeypatch.chdir(config.parent)
     shutil.copytree(SCHEMAS, "workflow/schemas")
     monkeypatch.setattr(sys, "argv", ["check_values.py", "smoke"])
-    with pytest.raises(SystemExit, match=r"^config/studies/smoke\.yaml: ability\.tasks: 'towns' is unknown") as error:
+    with pytest.raises(SystemExit, match=r"^config/studies/smoke\.yaml: tasks: 'towns' is unknown") as error:
         runpy.run_path(str(ROOT / "scripts" / "check_values.py"))
     assert "\n" not in str(error.value)
 
