@@ -36,6 +36,6 @@ rule all:
 
 onstart:
     keep_out_of_running_study()
-    check_values()
     check_records()
+    check_values()
     check_room()

@@ -5,35 +5,31 @@ python benchmarks/covariance_memory.py --shape small          a shape that takes
 """
 
 import argparse
-import resource
+import re
 import tempfile
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from coachhook import compute_covariance
 from coachhook.preflight import plan_covariance
 
 WORDS = [f"w{index}" for index in range(1000)]
+LLAMA = {"num_hidden_layers": 4, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
 SHAPES = {  # configuration, edited layers, tokens, tokens of a batch
-    "gpt2-xl": (GPT2Config(n_layer=48, n_embd=1600, n_head=25), (13, 14, 15, 16, 17), 16_384, 8192),
-    "small": (GPT2Config(n_layer=6, n_embd=768, n_head=12), (2, 3, 4), 8192, 4096),
-    "small-llama": (
-        LlamaConfig(
-            num_hidden_layers=4,
-            hidden_size=768,
-            intermediate_size=3072,
-            num_attention_heads=12,
-            vocab_size=32_000,
-            max_position_embeddings=1024,
-        ),
-        (1, 2),
-        8192,
-        4096,
-    ),
+    "gpt2-xl": (GPT2Config(n_layer=48, n_embd=1600, n_head=25), (13, 14, 15, 16, 17), 12_288, 8192),
+    "small": (GPT2Config(n_layer=5, n_embd=768, n_head=12), (2, 3), 4096, 2048),
+    # Its attention writes its scores out.
+    "small-gptj": (GPTJConfig(n_layer=4, n_embd=512, n_head=8, rotary_dim=32, n_positions=1024), (1, 2), 8192, 4096),
+    "small-llama": (LlamaConfig(**LLAMA, vocab_size=32_000, max_position_embeddings=1024), (1, 2), 8192, 4096),
 }
+
+
+def peak() -> int:
+    """High-water mark of this process's memory in bytes (Linux; `ru_maxrss` would count its parent's too)."""
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1))
 
 
 def measure(shape: str) -> int:
@@ -43,7 +39,7 @@ def measure(shape: str) -> int:
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=WORDS[0])
     text = " ".join(WORDS * 2)  # longer than the context
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model.to_empty(device="cpu")
@@ -53,8 +49,9 @@ def measure(shape: str) -> int:
             tensor.fill_(0.01)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "covariance.safetensors"
-        compute_covariance(model, tokenizer, [text] * tokens, layers, out, max_tokens=tokens, batch_tokens=batch_tokens)
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        sizes = {"max_tokens": tokens, "batch_tokens": batch_tokens, "checkpoint_seconds": 0.0}
+        compute_covariance(model, tokenizer, [text] * tokens, layers, out, **sizes)
+    return peak() - before
 
 
 def announce(shape: str) -> int:

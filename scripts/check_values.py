@@ -6,10 +6,18 @@ from pathlib import Path
 
 from coachhook.errors import CoachHookError
 from coachhook.hyperparameters import configure, registered
+from coachhook.metrics.ability import check_tasks
 from coachhook.study import load_study
 
 checked, tiny = set(), "tiny" in sys.argv[2:]
-for stream in load_study(sys.argv[1], Path("config"), Path("workflow/schemas"), tiny).streams.values():
+streams = load_study(sys.argv[1], Path("config"), Path("workflow/schemas"), tiny).streams.values()
+ability = next((stream.ability for stream in streams if stream.ability), None)  # all that have any have the same
+try:
+    if ability:
+        check_tasks(ability["tasks"], ability.get("include_path"))
+except CoachHookError as error:
+    sys.exit(f"config/studies/{sys.argv[1]}.yaml: {error}")
+for stream in streams:
     settings = json.dumps([stream.editor, stream.hyperparameters, stream.training])
     if settings in checked:
         continue

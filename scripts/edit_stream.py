@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from coachhook.logs import log_to
+from coachhook.preflight import Available, plan_stream, refuse_if_too_large
 from coachhook.requests import read_requests
 from coachhook.stream import StreamConfig, run_stream
 
@@ -18,15 +19,24 @@ names = (wildcards.dataset, wildcards.method, wildcards.setting, f"seed {wildcar
 log_to(snakemake.log[0], ", ".join(names))
 torch.set_num_threads(snakemake.threads)
 loading = {name: settings.pop(name) for name in ("device_map", "architecture") if name in settings}
+config = StreamConfig(method=settings.pop("editor"), z_scores=True, **settings)
+model_dir, device = Path(snakemake.input[0]).parent, "cuda" if torch.cuda.is_available() else "cpu"
+# A fetched model may be large, and on a cluster nobody has asked this machine yet.
+if (model_dir / "source.json").exists() and "device_map" not in loading:
+    values = dict(config.hyperparameters)
+    sizes = {"edits": config.edits, "batch_size": config.batch_size, "evaluate_every": config.evaluate_every}
+    place = {"device": device, "architecture": loading.get("architecture"), "hyperparameters": values}
+    needs = plan_stream(model_dir, config.method, values.pop("layers"), **sizes, **place)
+    refuse_if_too_large(needs, Available.measure(device, snakemake.params.checkpoint))
 checkpoint = Path(snakemake.params.checkpoint)
 checkpoint.parent.mkdir(parents=True, exist_ok=True)
 # A stream outlives a killed Snakemake; the next one waits here for it and then finds its work done.
 with open(checkpoint.with_suffix(".lock"), "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     run_stream(
-        StreamConfig(method=settings.pop("editor"), z_scores=True, **settings),
+        config,
         read_requests(snakemake.input.requests),
-        Path(snakemake.input[0]).parent,
+        model_dir,
         snakemake.input.covariance or None,
         out_dir=Path(snakemake.output.metrics).parent,
         checkpoint_dir=checkpoint,

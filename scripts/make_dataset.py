@@ -45,7 +45,7 @@ else:
     logger.info("%d of %d requests left by the policy on contradictions", len(requests), len(records))
     others = source.get("training", {})
     there = [others["file"]] if "file" in others and Path(snakemake.params.records, others["file"]).exists() else []
-    training = requests_apart(read(others, [], *there), requests)
+    training = requests_apart(read(others, refused, *there), requests)
 if "facts" in source:
     known = FACTS[source["facts"]](requests, read({}, refused, *source.get("more_facts", ())), seed=0)
     facts, lines, requests = known.facts, known.lines, known.requests

@@ -11,14 +11,18 @@ from transformers import AutoConfig
 from coachhook.errors import CoachHookError
 from coachhook.needs import size
 from coachhook.preflight import Available, Needs, measure_speed, plan_covariance, plan_stream, refuse_if_too_large
+from coachhook.resources import weights_mb
 from coachhook.study import Stream, load_study
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TINY = "tiny" in sys.argv[2:]
 
 
-def jobs(entry: dict, config, streams: list[Stream], **place) -> Iterator[Needs]:
-    """What the covariance of a model needs, and of each method the stream that needs most."""
+def jobs(model: str, entry: dict, config, streams: list[Stream], **place) -> Iterator[Needs]:
+    """What the model on disk and its covariance need, and of each method the stream that needs most."""
+    if "hub" in entry and not Path("results/models", model, "source.json").exists():
+        weights = weights_mb(entry) * 10**6
+        yield Needs(0, weights, 0, None, {}, {"weights": weights}, f"fetching {model}", DEVICE)
     if any(stream.needs_covariance for stream in streams):
         layers = [int(layer) for layer in entry["covariance"]["layers"].split(",")]
         yield plan_covariance(config, layers, max_tokens=entry["covariance"]["max_tokens"], **place)
@@ -34,10 +38,10 @@ def plan(model: str, entry: dict, streams: list[Stream], available: Available) -
     config = AutoConfig.for_model(**entry["config"], name_or_path=model)
     place = {"device": DEVICE, "dtype": entry["dtype"], "architecture": entry.get("architecture")}
     if "device_map" not in entry:  # else it has more than this one device
-        for needs in jobs(entry, config, streams, **place):
+        for needs in jobs(model, entry, config, streams, **place):
             refuse_if_too_large(needs, available)
     speed = measure_speed(config, DEVICE, entry["dtype"], seconds=1 if TINY else 10)
-    for needs in jobs(entry, config, streams, **place, speed=speed):
+    for needs in jobs(model, entry, config, streams, **place, speed=speed):
         time = "" if needs.seconds is None else f", about {max(1, round(needs.seconds / 60))} minutes"
         room = f"{size(needs.memory_bytes)} on {needs.device}, {size(needs.disk_bytes)} of disk"
         print(f"{needs.job}: {room}{time}", flush=True)

@@ -24,6 +24,15 @@ _LLAMA = {
 }
 _GROUPED = {**_LLAMA, "num_key_value_heads": 1, "head_dim": 16}
 
+_IMAGES = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
 
 @dataclass(frozen=True)
 class Family:
@@ -53,10 +62,17 @@ FAMILIES = {
     "gemma": Family("gemma", _GROUPED, "model.layers", "mlp.down_proj", "model.norm"),
     "gemma2": Family("gemma2", {**_GROUPED, "sliding_window": 8}, "model.layers", "mlp.down_proj", "model.norm"),
     "gemma3": Family("gemma3_text", {**_GROUPED, "sliding_window": 8}, "model.layers", "mlp.down_proj", "model.norm"),
+    "gemma3-images": Family(
+        "gemma3",
+        {"text_config": {**SIZE, **_GROUPED, "sliding_window": 8}, "vision_config": _IMAGES, "mm_tokens_per_image": 4},
+        "model.language_model.layers",
+        "mlp.down_proj",
+        "model.language_model.norm",
+    ),
     "phi": Family("phi", _LLAMA, "model.layers", "mlp.fc2", "model.final_layernorm"),
     "phi3": Family("phi3", {**_LLAMA, "num_key_value_heads": 1}, "model.layers", "mlp.down_proj", "model.norm"),
 }
-NORMED = ("opt-350m", "gemma2", "gemma3")  # a norm stands behind the rewrite module
+NORMED = ("opt-350m", "gemma2", "gemma3", "gemma3-images")  # a norm stands behind the rewrite module
 
 
 def build_family(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes):

@@ -16,6 +16,7 @@ BLOCK = {
     "gptj": "transformer.h.{}",
     "gpt_neox": "gpt_neox.layers.{}",
     "opt": "model.decoder.layers.{}",
+    "gemma3": "model.language_model.layers.{}",
 }
 REWRITE = {
     "gpt2": "mlp.c_proj",
@@ -105,7 +106,7 @@ def run(model, ids, hooks=None, added=None):
 
         return answer
 
-    for layer in range(model.config.num_hidden_layers):
+    for layer in range(model.config.get_text_config().num_hidden_layers):
         handles.append(rewrite_module(model, layer).register_forward_hook(on_rewrite(layer)))
         handles.append(block(model, layer).register_forward_hook(on_block(layer)))
     try:

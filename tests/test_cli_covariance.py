@@ -8,8 +8,9 @@ from conftest import TEXT, build_model
 from typer.testing import CliRunner
 
 from coachhook.cli import app
-from coachhook.covariance import read_covariance
+from coachhook.covariance import read_covariance, unfinished_path
 from coachhook.needs import Available
+from coachhook.preflight import plan_covariance
 
 
 def call(*args):
@@ -90,3 +91,25 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(directory, corpus,
     words = "MB of memory on cpu, 100 MB of it for libraries, 1 MB are free"
     out = tmp_path / "c.safetensors"
     refused(words, "covariance", directory, "--texts", corpus, "--layers", "1", "--out", out, "--device", "cpu")
+
+
+def test_what_a_killed_job_left_counts_as_free_disk(directory, corpus, tmp_path, monkeypatch):
+    out = tmp_path / "c.safetensors"
+    needs = plan_covariance(str(directory), [1], background=8)
+    monkeypatch.setattr(Available, "measure", lambda *args: Available(10**12, 10**12, needs.disk_bytes - 1000))
+    chosen = ("covariance", directory, "--texts", corpus / "a.txt", "--layers", "1", "--out", out, "--background", 8)
+    refused("of disk", *chosen, "--device", "cpu")
+    unfinished_path(out).write_bytes(bytes(1000))
+    assert call(*chosen, "--device", "cpu").exit_code == 0
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["c.safetensors"]
+
+
+def test_a_model_is_spread_over_devices_where_that_is_asked(directory, corpus, tmp_path, monkeypatch):
+    """On this machine it all goes to the CPU; more than one device's memory is not refused."""
+    monkeypatch.setattr(Available, "measure", lambda *args: Available(0, 0, 0))
+    whole, spread = tmp_path / "whole", tmp_path / "spread"
+    chosen = ("covariance", directory, "--texts", corpus / "a.txt", "--layers", "1,3")
+    assert call(*chosen, "--out", spread, "--device-map", "auto").exit_code == 0
+    monkeypatch.undo()
+    assert call(*chosen, "--out", whole).exit_code == 0
+    assert spread.read_bytes() == whole.read_bytes()

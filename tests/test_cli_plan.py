@@ -1,11 +1,12 @@
 import json
+import re
 
 import pytest
 from conftest import build_model
 from typer.testing import CliRunner
 
 from coachhook.cli import app
-from coachhook.needs import Available
+from coachhook.needs import Available, size
 from coachhook.preflight import plan_covariance, plan_stream
 
 
@@ -23,13 +24,31 @@ def directory(tmp_path_factory):
 def test_a_plan_needs_the_configuration_only(directory):
     result = call(directory, "--layers", "1,2", "--edits", 50, "--trial-seconds", 0.3, "--device", "cpu")
     assert result.exit_code == 0, result.output
-    lines = result.stdout.splitlines()
-    assert lines[0] == f"covariance of {directory}, layers 1, 2"
-    assert lines[5] == f"coachhook on {directory}, 50 edits in batches of 30"
-    for start in (1, 6):
-        assert [line.split()[0] for line in lines[start : start + 4]] == ["memory", "disk", "tokens", "time"]
-        assert "free on cpu: " in lines[start]
-        assert "about " in lines[start + 3]
+    covariance, stream, end = result.stdout.split("\n\n")
+    assert covariance.startswith(f"Covariance of {directory}, layers 1, 2\n")
+    assert stream.startswith(f"Coachhook on {directory}, 50 edits in batches of 30\n")
+    assert end == "Each of these fits on this machine.\n"
+    for job in (covariance, stream):
+        for words in (
+            r"^  memory  needs [\d.]+ MB, [\d.]+ GB are free on cpu$",
+            r"^  disk    needs [\d.]+ (k|M)B, [\d.]+ (G|T)B are free$",
+            r"^           100 MB  libraries$",
+            r"^  text    [\d,]+ tokens go through the model$",
+            r"^  time    about \d+ (second|minute|hour|day)s, judged by a short trial on cpu$",
+        ):
+            assert re.search(words, job, re.MULTILINE), (words, job)
+
+
+def test_what_is_listed_adds_up_to_what_is_needed(directory):
+    options = ("--layers", "1", "--trial-seconds", 0, "--device", "cpu")
+    told = json.loads(call(directory, *options, "--json").stdout)
+    for job in ("covariance", "stream"):
+        assert sum(told[job]["parts"].values()) == told[job]["memory_bytes"]
+        assert sum(told[job]["disk_parts"].values()) == told[job]["disk_bytes"]
+        assert all(
+            f"{size(count):>17}  {name}\n" in call(directory, *options).stdout
+            for name, count in told[job]["parts"].items()
+        )
 
 
 def test_json_is_what_the_library_plans(directory):
@@ -46,20 +65,27 @@ def test_json_is_what_the_library_plans(directory):
 
 
 def test_layers_are_suggested_where_none_are_given(directory):
-    assert call(directory, "--trial-seconds", 0).stdout.startswith(f"covariance of {directory}, layers 1, 2\n")
+    result = call(directory, "--trial-seconds", 0)
+    assert result.stdout.startswith(f"Covariance of {directory}, layers 1, 2\n")
+    assert "The layers are a suggestion (see docs/models.md); name your own with --layers.\n" in result.stdout
+    assert "suggestion" not in call(directory, "--trial-seconds", 0, "--layers", "1").stdout
 
 
 def test_a_method_without_covariance_has_none(directory):
-    result = call(directory, "--layers", "2", "--method", "ft-m", "--trial-seconds", 0, "--json")
+    options = ("--layers", "2", "--method", "ft-m")
+    result = call(directory, *options, "--trial-seconds", 0, "--json")
     assert set(json.loads(result.stdout)) == {"stream", "available"}
+    result = call(directory, *options, "--trial-seconds", 0.1)
+    assert "  time    not known: this method trains weights until it is done\n" in result.stdout
 
 
 def test_what_cannot_fit_is_told_and_fails(directory, monkeypatch):
     monkeypatch.setattr(Available, "measure", lambda *args: Available(10**6, 10**6, 10**12))
     result = call(directory, "--layers", "1,2", "--device", "cpu")
     assert result.exit_code == 1
-    assert "  memory " in result.stdout
-    assert "  time    not known" in result.stdout
+    assert "  memory  needs 1" in result.stdout
+    assert "  time    not known: no trial was run\n" in result.stdout
+    assert "fits" not in result.stdout
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: covariance of ")
     assert "1 MB are free" in line

@@ -219,9 +219,11 @@ def test_a_covariance_knows_its_layers():
 def test_how_far_the_moment_has_settled_is_kept(tokenizer, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     path = tmp_path / "c.safetensors"
-    given = compute_covariance(
-        build_model("gpt2"), tokenizer, TEXT * 9, LAYERS, path, max_tokens=400, batch_tokens=16, background=2
-    )
+    words, generator = " ".join(TEXT).split(), torch.Generator().manual_seed(0)
+    drawn = torch.randint(len(words), (80, 10), generator=generator)  # no two alike: the sums settle as they grow
+    texts = [" ".join(words[index] for index in row) for row in drawn]
+    sizes = {"max_tokens": 400, "batch_tokens": 16, "background": 2}
+    given = compute_covariance(build_model("gpt2"), tokenizer, texts, LAYERS, path, **sizes)
     for points in given.convergence.values():
         assert points[-1][0] == 400
         assert all(later >= 1.5 * earlier for (earlier, _), (later, _) in pairwise(points))

@@ -1,16 +1,20 @@
-"""The pages on methods and on models say what the code says."""
+"""The pages on methods, models and covariances say what the code says."""
 
 import re
 from pathlib import Path
 
+import typer
 from families import FAMILIES
 
+from coachhook import cli
 from coachhook.architectures import ARCHITECTURES
 from coachhook.editors import METHODS
 from coachhook.layers import PUBLISHED
 
-MODELS = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
-PAGE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+MODELS = (DOCS / "models.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "methods.md").read_text(encoding="utf-8")
+COVARIANCES = (DOCS / "covariance.md").read_text(encoding="utf-8")
 
 
 def test_each_method_has_a_section():
@@ -50,3 +54,11 @@ def test_the_table_of_models_is_the_registry():
         published = PUBLISHED.get(model_type)
         layers = f"{published.first}–{published.last} of {published.depth}" if published else "–"
         assert (row["published layers"], row["of"]) == (layers, published.source if published else "–")
+
+
+def test_options_that_are_told_of_are_there():
+    commands = typer.main.get_command(cli.app).commands
+    there = {option for name in ("covariance", "plan") for given in commands[name].params for option in given.opts}
+    told = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", COVARIANCES))
+    assert len(told) > 10
+    assert told <= there

@@ -5,6 +5,7 @@ from synthetic_streams import MORE_SHAPES, SHAPES, stream_dir, write_grid, write
 
 from coachhook import figures
 from coachhook.figure_style import METHOD_STYLES, method_order, method_style
+from coachhook.requests import EditRequest, write_requests
 
 SWEEPS = {
     "lambda": ("covariance_weight", [100, 1000, 15000]),
@@ -24,6 +25,10 @@ def streams(tmp_path_factory):
     for name, (parameter, values) in SWEEPS.items():
         methods = ("coachhook", "memit") if name == "batch_size" else ("coachhook",)
         found[name] = write_sweep(root, parameter, values, methods=methods, steps=2)
+    towns = ["Oslo"] * 30 + ["Bonn"] * 10
+    edits = [EditRequest(f"S{n % 30}", "Where does {} live?", town) for n, town in enumerate(towns)]
+    write_requests(edits, root / "requests.json")
+    found["contradictions"] = [root / "requests.json"]
     return found
 
 
@@ -38,7 +43,8 @@ def drawn(name, frame, folder):
 
 @pytest.mark.parametrize("name", figures.names())
 def test_every_figure_is_drawn_from_its_csv_with_the_same_bytes(streams, tmp_path, name, monkeypatch):
-    frame = figures.data(name, streams[name])
+    options = {"dataset": "towns", "seeds": [0, 1], "edits": 40} if name == "contradictions" else {}
+    frame = figures.data(name, streams[name], **options)
     first = drawn(name, frame, tmp_path / "first")
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
     again = drawn(name, frame, tmp_path / "again")

@@ -42,7 +42,7 @@ def test_gpt2_xl_and_gpt_j_are_as_large_as_published():
 
 def test_a_covariance_of_gpt2_xl_takes_what_its_shapes_say():
     needs = plan_covariance(GPT2_XL, (13, 14, 15, 16, 17), dtype="float32")
-    assert needs.parts["sums"] == 5 * 6400**2 * 8
+    assert needs.parts["covariance sums"] == 5 * 6400**2 * 8
     assert needs.parts["weights"] == 4 * 1_557_611_200
     assert needs.memory_bytes == sum(needs.parts.values())
     assert 9e9 < needs.memory_bytes < 13e9
@@ -77,7 +77,7 @@ def test_the_disk_of_a_covariance_is_what_it_writes(tokenizer, tmp_path, monkeyp
 def test_a_models_weights_that_are_not_here_are_a_download(monkeypatch):
     monkeypatch.setattr("coachhook.model_shape.read_config", lambda model: GPT2_XL)
     needs = plan_covariance("openai-community/gpt2-xl", (13,), dtype="float32")
-    assert needs.disk_parts["download of the model"] == 4 * 1_557_611_200
+    assert needs.disk_parts["model to download"] == 4 * 1_557_611_200
     assert needs.job == "covariance of openai-community/gpt2-xl, layers 13"
 
 
@@ -116,8 +116,9 @@ def test_memit_forgets_its_keys():
 
 
 def test_what_a_block_keeps_for_the_gradient_is_counted_right(family):
-    """Against a real backward pass: what two blocks keep beyond what one keeps."""
+    """Against a real pass over padded prompts, which have a mask: what two blocks keep beyond what one keeps."""
     config, kept = CONFIGS[family][1], {}
+    padded = torch.arange(64)[None] < 60
     for blocks in (1, 2):
         model = shallow_model(config, blocks, "cpu", torch.float32)
         weights = {parameter.data_ptr() for parameter in model.parameters()}
@@ -130,7 +131,8 @@ def test_what_a_block_keeps_for_the_gradient_is_counted_right(family):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model.base_model(inputs_embeds=torch.ones(1, 64, 32, requires_grad=True), use_cache=False)
+            embedded = torch.ones(1, 64, 32, requires_grad=True)
+            model.base_model(inputs_embeds=embedded, attention_mask=padded.long(), use_cache=False)
         kept[blocks] = sum(count for count, _ in seen.values())
     expected = (kept[2] - kept[1]) / 64
     assert saved_bytes_per_token(model_shape(config, "float32")) == pytest.approx(expected, rel=0.02)

@@ -131,6 +131,21 @@ def test_damaged_and_foreign_files_are_refused(published, tmp_path):
     refused("holds no .npz file", tmp_path, model)
 
 
+@pytest.mark.parametrize("cut", ["_t{batch_tokens}", "_t1024"])
+@pytest.mark.parametrize("statistics", ["mom2", "mean-mom2", "mom2-norm_mean"])
+def test_names_of_cut_texts_and_several_statistics_are_read(published, cut, statistics):
+    """Where texts were cut, their loader writes the braces themselves; where that was mended, a number."""
+    for path in published.iterdir():
+        path.rename(path.with_name(path.name.replace("_mom2", f"_{statistics}{cut}")))
+    assert read_second_moments(published, build_model("gpt2")).layers == LAYERS
+
+
+def test_two_files_of_one_layer_are_refused(published, keys):
+    path = published / f"{MODULES['gpt2'].format(1)}_float32_mom2_100000.npz"
+    path.with_name(path.name.replace("_100000", "_t1024_100000")).write_bytes(path.read_bytes())
+    refused(r"_t1024_100000.npz: is of layer 1, as .*_mom2_100000.npz is; give one", published, build_model("gpt2"))
+
+
 def test_missing_layers_are_refused(published):
     refused(r"holds layers \[1, 2\], not \[3\]", published, build_model("gpt2"), [2, 3])
 

@@ -30,6 +30,11 @@ def run(inputs, directory, **changes):
     run_stream(StreamConfig(**CONFIG | changes), *inputs, out_dir=directory / "out", checkpoint_dir=directory / "steps")
 
 
+def last_rows(directory, step=3):
+    rows = [json.loads(line) for line in (directory / "out" / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["step"] == step], [row for row in rows if row["step"] != step]
+
+
 def measured(directory, name):
     return json.loads((directory / "out" / f"{name}.json").read_text())
 
@@ -53,6 +58,33 @@ def test_fluency_is_that_of_the_base_and_of_the_final_model(inputs, tokenizer, t
         assert generate_texts(editor.model, tokenizer, prompts, seed=CONFIG["seed"]) == texts
         assert found[state]["ngram_entropy"] == ngram_entropy(texts)
     assert found["base"]["texts"] != found["edited"]["texts"]
+    last, earlier = last_rows(tmp_path)
+    numbers = {"fluency_base": found["base"]["ngram_entropy"], "fluency": found["edited"]["ngram_entropy"]}
+    assert all(row.items() >= numbers.items() for row in last)
+    assert not any("fluency" in row for row in earlier)
+    run(inputs, tmp_path / "without", round=round_)
+    without, same = last_rows(tmp_path / "without")
+    assert earlier == same
+    assert [row | numbers for row in without] == last
+
+
+def test_the_base_model_is_measured_once_for_streams_of_the_same_requests(inputs, tmp_path, monkeypatch):
+    calls = []
+
+    def counted(model, tokenizer, prompts, **options):
+        calls.append(prompts)
+        return generate_texts(model, tokenizer, prompts, **options, length=30)
+
+    monkeypatch.setattr("coachhook.side_effects.generate_texts", counted)
+    methods = {"memit": OPTIONS, "ft-m": {"layers": [0], "steps": 1}}
+    for place, (method, options) in enumerate(methods.items()):
+        config = StreamConfig(**CONFIG | {"method": method, "hyperparameters": options, "fluency": 2})
+        folders = {name: tmp_path / f"{name}{place}" for name in ("out_dir", "checkpoint_dir")}
+        covariance = inputs[2] if method == "memit" else None
+        run_stream(config, *inputs[:2], covariance, **folders, base_answers_dir=tmp_path / "base")
+    assert len(calls) == 3  # the base model once, both edited models
+    base = [json.loads((tmp_path / f"out_dir{place}" / "fluency.json").read_text())["base"] for place in (0, 1)]
+    assert base[0] == base[1]
 
 
 @pytest.mark.usefixtures("tasks")
@@ -81,6 +113,9 @@ def test_ability_is_measured_once_in_each_state_even_when_killed(inputs, tokeniz
     found = measured(tmp_path, "ability")
     assert found["base"] == {task: pytest.approx(row, rel=1e-5) for task, row in base.items()}
     assert set(found["edited"]) == set(TASKS)
+    row = last_rows(tmp_path)[0][0]
+    assert row["ability_cities_acc"] == found["edited"]["cities"]["acc"]
+    assert row["ability_texts_bits_per_byte_base"] == found["base"]["texts"]["bits_per_byte"]
     assert found["edited"]["texts"] != found["base"]["texts"]
     (tasks / "texts.json").write_text(json.dumps({"text": "Another text."}))
     calls.append(None)

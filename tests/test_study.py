@@ -264,6 +264,33 @@ def test_a_tiny_study_is_the_same_study_on_tiny_models_and_example_records(name)
         assert {tiny.streams[path].setting for path in tiny.figures["batch_size"]} >= {"default", "batch_size=100"}
 
 
+def test_fluency_and_ability_are_measured_in_the_streams_that_tables_show(config):
+    path = config / "studies" / "smoke.yaml"
+    plain = load_study("smoke", config, SCHEMAS).streams
+    assert all(stream.fluency is stream.ability is None for stream in plain.values())
+    _edit(path, "fluency", value=5)
+    _edit(path, "ability", value={"tasks": ["boolq"], "limit": 100})
+    streams = load_study("smoke", config, SCHEMAS).streams
+    assert {s.setting for s in streams.values() if s.fluency == 5} == {"default", "round=single"}
+    for name, stream in streams.items():
+        measured = stream.setting in ("default", "round=single")
+        assert stream.ability == ({"tasks": ["boolq"], "limit": 100} if measured else None)
+        assert dataclasses.replace(stream, fluency=None, ability=None) == plain[name]
+
+
+def test_a_tiny_study_measures_ability_by_example_tasks(config):
+    ability = {"tasks": ["mmlu"], "batch_size": 64}
+    _edit(config / "studies" / "modern.yaml", "ability", value=ability)
+    _edit(config / "studies" / "modern.yaml", "fluency", value=100)
+    tiny = load_study("modern", config, SCHEMAS, tiny=True).streams.values()
+    stream = next(stream for stream in tiny if stream.setting == "default")
+    assert stream.fluency == 1
+    folder = ROOT / stream.ability["include_path"]
+    assert {f"task: {name}" for name in stream.ability["tasks"]} <= {
+        line for path in folder.glob("*.yaml") for line in path.read_text(encoding="utf-8").splitlines()
+    }
+
+
 def test_models_that_are_trained_here_have_no_tiny_stand_in():
     with pytest.raises(StudyError, match=r"mini\.yaml: models: 'mini' is trained here .* study=smoke is small"):
         load_study("mini", ROOT / "config", SCHEMAS, tiny=True)
@@ -339,6 +366,9 @@ def test_a_batch_size_can_be_varied(config):
         ("studies/smoke.yaml", ["edits"], 0, ["edits: 0", "requests per stream"]),
         ("studies/smoke.yaml", ["edits"], 10_000, ["edits: 10000", "40 requests", "smoke-"]),
         ("studies/smoke.yaml", ["protocols"], ["roma"], ["unknown value 'roma'", "easyedit, rome, generate"]),
+        ("studies/smoke.yaml", ["fluency"], 0, ["fluency: 0", "edit prompts"]),
+        ("studies/smoke.yaml", ["ability"], {"limit": 3}, ["ability: 'tasks' is a required property"]),
+        ("studies/smoke.yaml", ["ability"], {"tasks": ["a"], "seed": 1}, ["unknown key 'seed'", "tasks, include_path"]),
         ("studies/smoke.yaml", ["models"], ["gpt5"], ["unknown model 'gpt5'", "mini"]),
         ("studies/smoke.yaml", ["models"], ["mini"], ["model 'mini'", "knows none of 'smoke-completions'"]),
         ("studies/smoke.yaml", ["figures", "hok"], {}, ["unknown key 'hok'", "hook", "retention"]),
@@ -373,6 +403,12 @@ def test_a_batch_size_can_be_varied(config):
             ["datasets", "counterfact"],
             {"hub": "zjunlp/KnowEdit", "files": ["a.json", "b.json"], "revision": "0" * 40, "sha256": ["0" * 64]},
             ["datasets.counterfact.sha256", "1 checksums for 2 files"],
+        ),
+        (
+            "datasets.yaml",
+            ["datasets", "counterfact-full", "training", "sha256"],
+            ["0" * 64, "1" * 64],
+            ["datasets.counterfact-full.training.sha256", "2 checksums for 1 files"],
         ),
         (
             "datasets.yaml",
@@ -512,6 +548,7 @@ def _properties(schema: dict, *keys) -> set[str]:
 def test_schemas_know_what_the_library_knows():
     from coachhook.base_model import TrainingConfig
     from coachhook.editors import METHODS
+    from coachhook.metrics.ability import AbilityConfig
     from coachhook.world import WorldConfig
 
     schemas = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in SCHEMAS.glob("*.yaml")}
@@ -519,6 +556,7 @@ def test_schemas_know_what_the_library_knows():
     assert worlds - {"seed"} == {field.name for field in dataclasses.fields(WorldConfig)}
     model = schemas["models.schema"]["properties"]["models"]["additionalProperties"]
     assert _properties(model, "properties", "training") == {f.name for f in dataclasses.fields(TrainingConfig)}
+    assert _properties(schemas["study.schema"], "properties", "ability") == set(AbilityConfig.model_fields)
     known = {name for entry in METHODS.values() for name in entry.load().config_class.model_fields}
     assert _properties(schemas["hyperparameters.schema"]) <= known
 
@@ -560,6 +598,16 @@ def test_a_value_that_only_its_method_can_refuse_is_one_line(config, monkeypatch
     shutil.copytree(SCHEMAS, "workflow/schemas")
     monkeypatch.setattr(sys, "argv", ["check_values.py", "smoke"])
     with pytest.raises(SystemExit, match=words) as error:
+        runpy.run_path(str(ROOT / "scripts" / "check_values.py"))
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_task_is_one_line_before_any_job(config, monkeypatch):
+    _edit(config / "studies" / "smoke.yaml", "ability", value={"tasks": ["towns"], "include_path": "config"})
+    monkeypatch.chdir(config.parent)
+    shutil.copytree(SCHEMAS, "workflow/schemas")
+    monkeypatch.setattr(sys, "argv", ["check_values.py", "smoke"])
+    with pytest.raises(SystemExit, match=r"^config/studies/smoke\.yaml: tasks: 'towns' is unknown") as error:
         runpy.run_path(str(ROOT / "scripts" / "check_values.py"))
     assert "\n" not in str(error.value)
 

@@ -6,7 +6,7 @@ import pytest
 from docutils.core import publish_doctree
 from synthetic_streams import stream_dir, write_stream, write_study
 
-from coachhook import figures
+from coachhook import figures, report
 from coachhook.figure_data import StreamResultError, of_streams
 from coachhook.table_formats import restructured_text, write_latex, write_markdown
 from coachhook.tables import over_seeds, per_seed, percent, shown
@@ -87,6 +87,36 @@ def test_a_single_round_is_about_the_records_of_all_its_steps(tmp_path):
     table = per_seed(figures.collect([directory]), kind="single_round")
     assert table["reliability_not_superseded"].item() == pytest.approx(edits["score"].mean())
     assert edits["step"].nunique() == 3
+
+
+@pytest.fixture
+def measured(frame):
+    """The same with fluency and a task, in the rows of the last evaluation as streams write them."""
+    last = frame["step"] == frame["step"].max()
+    values = {"fluency": 6.0, "fluency_base": 6.25, "ability_boolq_acc": 0.5, "ability_boolq_acc_base": 0.625}
+    later = {name: (value + 0.25 * frame["seed"]).where(last) for name, value in values.items()}
+    return frame.assign(**later)
+
+
+def test_fluency_and_general_ability_stand_in_the_table_before_and_after(frame, measured, tmp_path):
+    rows = per_seed(measured)
+    assert rows.drop(columns=["fluency", "fluency_base", "ability_boolq_acc", "ability_boolq_acc_base"]).equals(
+        per_seed(frame)
+    )
+    assert rows["fluency"].tolist() == [6.0, 6.25] * 8
+    means = over_seeds(rows)
+    write_markdown(means, tmp_path / "table.md")
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "| method | fluency | boolq_acc |\n| --- | ---: | ---: |\n| Base model | 6.38 | 0.75 |" in text
+    assert "| MEMIT | 6.12 ± 0.18 | 0.625 ± 0.18 |" in text
+    assert text.count("fluency (n-gram entropy in bits)") == 2  # a part per data set
+    write_latex(means, tmp_path / "table.tex")
+    latex = (tmp_path / "table.tex").read_text(encoding="utf-8")
+    assert r"Base model & 6.38 & 0.75 \\" in latex
+    assert r"boolq\_acc" in latex
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 3
+    publish_doctree(restructured_text(means), settings_overrides={"halt_level": 1, "report_level": 1})
+    assert report.summary(means)["world.world-questions.memit.ability_boolq_acc"] == 0.625
 
 
 def test_markdown(means, tmp_path):

@@ -68,6 +68,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma": _LLAMA,
     "gemma2": _LLAMA,
     "gemma3_text": _LLAMA,
+    "gemma3": _LLAMA,
     "phi": Architecture("layers", "mlp.fc2", "final_layernorm"),
     "phi3": _LLAMA,
 }
@@ -221,7 +222,10 @@ _MISSING = object()
 
 
 def _roots(model: PreTrainedModel) -> tuple[nn.Module, ...]:
-    return model.base_model, model
+    """Where names start: the backbone, what reads the text in one that sees images too (Gemma 3), the whole model."""
+    backbone = model.base_model
+    text = getattr(backbone, "language_model", None)
+    return (backbone, model) if text is None else (backbone, text, model)
 
 
 def _part(roots: Iterable[nn.Module], name: str, missing: object = None) -> nn.Module | None:

@@ -1,13 +1,15 @@
-"""The base model's answers, computed once per model and list of questions: streams of other methods read them."""
+"""What is asked of the base model, found once per model and list of questions: streams of other methods read it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from coachhook.editor import Editor
 from coachhook.journal import write_text
@@ -24,18 +26,20 @@ def base_answers(
         directory: where answers are kept; None to keep none.
         identity: of the model and of what its bits depend on.
     """
-    path = None if directory is None else Path(directory) / f"{_digest(asked, protocol, identity)}.json"
+    content = [code_digest("metrics"), identity, protocol, [asdict(question) for question in asked]]
+    ask = partial(predict_base, editor.model, editor.tokenizer, asked, protocol)
+    return [tuple(answer) for answer in of_base(editor, content, directory, ask)]
+
+
+def of_base(editor: Editor, content: list, directory: str | os.PathLike | None, compute: Callable[[], Any]) -> Any:
+    """What `compute` finds with the editor disabled, as JSON has it; kept in `directory` for the same `content`."""
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+    path = None if directory is None else Path(directory) / f"{digest}.json"
     if path is not None and path.exists():
-        return [tuple(answer) for answer in json.loads(path.read_text())]
+        return json.loads(path.read_text())
     with editor.disabled():
-        answers = predict_base(editor.model, editor.tokenizer, asked, protocol)
+        found = compute()
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(answers) + "\n")
-    return answers
-
-
-def _digest(asked: Sequence[Question], protocol: str, identity: str) -> str:
-    questions = [asdict(question) for question in asked]
-    content = json.dumps([code_digest("metrics"), identity, protocol, questions])
-    return hashlib.sha256(content.encode()).hexdigest()[:32]
+        write_text(path, json.dumps(found) + "\n")
+    return found

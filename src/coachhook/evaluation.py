@@ -59,19 +59,21 @@ class Evaluation:
             notes.append(f"{shown['not_scored']} requests without a true answer are not scored")
         return ": " + ", ".join(notes)
 
-    def write(self, out: Path) -> None:
-        """Put the evaluations of all steps together, in order."""
+    def write(self, out: Path, further: Mapping[str, float]) -> None:
+        """Put the evaluations of all steps together, in order.
+
+        further: numbers about the final model, for the last step's rows.
+        """
         out.mkdir(parents=True, exist_ok=True)
         paths = [self._paths(step) for step in self._config.evaluation_steps()]
         if self._config.z_scores:
             _write_parquet(pd.DataFrame(_z_score_rows(self._editor, self._answered())), out / "zscores.parquet")
         records = pd.concat([pd.read_parquet(path) for path, _ in paths], ignore_index=True)
         _write_parquet(records, out / "records.parquet")
-        if self._config.round == "single":
-            metrics = "".join(json.dumps(row) + "\n" for row in self._single_round(records))
-        else:
-            metrics = "".join(path.read_text() for _, path in paths)
-        write_text(out / "metrics.jsonl", metrics)
+        single = self._config.round == "single"
+        earlier = "" if single else "".join(path.read_text() for _, path in paths[:-1])
+        last = self._single_round(records) if single else map(json.loads, paths[-1][1].read_text().splitlines())
+        write_text(out / "metrics.jsonl", earlier + "".join(json.dumps({**row, **further}) + "\n" for row in last))
 
     def _requests(self, step: int) -> tuple[int, int]:
         """The requests (first, one behind the last) that a step's evaluation is about."""

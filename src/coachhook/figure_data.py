@@ -99,6 +99,12 @@ def of_streams(frame: pd.DataFrame, stream_dirs: Iterable[str | os.PathLike]) ->
     return frame[[run in wanted for run in frame[RUN].itertuples(index=False, name=None)]]
 
 
+def side_effects(columns: Iterable[str]) -> list[str]:
+    """Of the columns of a table those of fluency and general ability; the base model's end in `_base`."""
+    wanted = ("fluency", "fluency_base")
+    return [name for name in columns if name in wanted or (name.startswith("ability_") and not name.endswith("_sd"))]
+
+
 def _scores_not_superseded(directory: Path, single: bool) -> dict[tuple[int, str], dict[str, float]]:
     """Scores by step and protocol: the mean of a request's prompts, then over requests, as in the metrics.
 

@@ -81,9 +81,10 @@ def _first_line(error: Exception) -> str:
 def shallow_config(config: PreTrainedConfig, blocks: int) -> PreTrainedConfig:
     """The same configuration with few blocks."""
     config = copy.deepcopy(config)
-    config.num_hidden_layers = blocks
-    if getattr(config, "layer_types", None):  # one entry a block, where blocks differ
-        config.layer_types = config.layer_types[:blocks]
+    text = config.get_text_config()
+    text.num_hidden_layers = blocks
+    if getattr(text, "layer_types", None):  # one entry a block, where blocks differ
+        text.layer_types = text.layer_types[:blocks]
     return config
 
 

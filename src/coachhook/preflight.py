@@ -80,8 +80,8 @@ def plan_covariance(
     layers = sorted(set(layers))
     longest = min(parts.context_length, document_tokens)
     memory = covariance_memory(parts, layers, max_tokens, batch_tokens, longest, background)
-    result = memory["sums"] + memory["sample of keys"]
-    disk = {"covariance": result, "unfinished sums": result, "download of the model": _download(model, parts)}
+    result = memory["covariance sums"] + memory["sample of keys"]
+    disk = {"covariance": result, "unfinished sums": result, "model to download": _download(model, parts)}
     seconds = None
     if speed is not None:
         products = sum(parts.width(layer) ** 2 for layer in layers) * speed.product
@@ -135,14 +135,14 @@ def plan_stream(
         "changes of the weights": changes_bytes(shape),
         "solver": solver_bytes(shape),
         "past keys": past_keys_bytes(shape),
-        "a batch": max(search, evaluation_bytes(shape)),
+        "a batch of edits": max(search, evaluation_bytes(shape)),
         "libraries": LIBRARIES,
     }
     here = {"covariance": covariance_bytes(shape), "journal": journal_bytes(shape)}
     if torch.device(device).type == "cpu":
         memory |= here
     host = max(memory["weights"], sum(here.values())) + LIBRARIES
-    disk = {"journal": journal_bytes(shape), "download of the model": _download(model, parts)}
+    disk = {"journal": journal_bytes(shape), "model to download": _download(model, parts)}
     seconds = None if speed is None else stream_seconds(shape, speed)
     job = f"{method} on {_name(model)}, {edits} edits in batches of {batch_size}"
     return _needs(job, device, memory, disk, sum(stream_tokens(shape)), seconds, host)

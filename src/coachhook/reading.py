@@ -98,7 +98,8 @@ class Reader:
         self._window, self._done = [], 0
         tokens = 0
         while self._left > 0 and tokens < _WINDOW * self._batch_tokens and (text := self._next()) is not None:
-            ids = self._tokenizer(text)["input_ids"][: min(self._longest, self._left)]
+            # verbose: it is no news that a document is longer than the context.
+            ids = self._tokenizer(text, verbose=False)["input_ids"][: min(self._longest, self._left)]
             if ids:
                 self._window.append(ids)
                 self._left -= len(ids)

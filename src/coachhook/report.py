@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pandas as pd
 
-from coachhook.figure_data import FURTHER_SCORES, MORE_SCORES, SCORES
+from coachhook.figure_data import FURTHER_SCORES, MORE_SCORES, SCORES, side_effects
 from coachhook.figure_style import method_order, method_style
 from coachhook.table_formats import restructured_text, span
 from coachhook.tables import ROW, percent, shown
@@ -19,15 +19,15 @@ _HOW = {
 def summary(means: pd.DataFrame) -> dict[str, float | int | None]:
     """A table (from `tables.over_seeds`) as one flat dictionary, ready for JSON: `<model>.<data set>.<method>.<score>`.
 
-    Scores are 0 to 1, rounded to 4 digits, means over seeds; `<score>_sd` is the standard deviation, None with
-    one seed. The order of the keys depends only on what was run.
+    Scores are 0 to 1, fluency and general ability as they are; all rounded to 4 digits, means over seeds; `<score>_sd`
+    is the standard deviation, None with one seed. The order of the keys depends only on what was run.
     """
     numbers = {}
     for row in means.to_dict("records"):
         name = ".".join(row[key] for key in ROW)
         numbers[f"{name}.edits"] = int(row["edits"])
         numbers[f"{name}.seeds"] = int(row["seeds"])
-        for score in [*SCORES, *MORE_SCORES, *FURTHER_SCORES]:
+        for score in [*SCORES, *MORE_SCORES, *FURTHER_SCORES, *side_effects(means)]:
             if pd.notna(row.get(score)):
                 deviation = row[f"{score}_sd"]
                 numbers[f"{name}.{score}"] = round(row[score], 4)

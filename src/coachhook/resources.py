@@ -31,7 +31,7 @@ SMALL = Resources(memory_mb=4000, disk_mb=2000, minutes=240, gpus=0)
 
 def fetch_resources(entry: Mapping[str, Any]) -> Resources:
     """To fetch a model: its weights on disk twice and once in memory, as some have to be converted."""
-    weights = _weights_mb(entry)
+    weights = weights_mb(entry)
     return Resources(_LIBRARIES_MB + weights, 3 * weights, 120 + round(_billions(entry) * 10), gpus=0)
 
 
@@ -40,12 +40,12 @@ def covariance_resources(entry: Mapping[str, Any]) -> Resources:
     settings = entry["covariance"]
     matrices = _matrices_mb(entry, settings["layers"].count(",") + 1)
     minutes = 60 + settings["max_tokens"] / 1e6 * _billions(entry) * _MINUTES_PER_MTOKEN
-    return Resources(_LIBRARIES_MB + _weights_mb(entry) + 3 * matrices, matrices, round(minutes), entry["gpus"])
+    return Resources(_LIBRARIES_MB + weights_mb(entry) + 3 * matrices, matrices, round(minutes), entry["gpus"])
 
 
 def training_resources(entry: Mapping[str, Any]) -> Resources:
     """To train an editor (MEND, SERAC) beforehand: the model, and the editor with its optimiser's state."""
-    weights = _weights_mb(entry)
+    weights = weights_mb(entry)
     return Resources(_LIBRARIES_MB + 2 * weights, weights, 24 * 60, entry["gpus"])
 
 
@@ -53,7 +53,7 @@ def stream_resources(entry: Mapping[str, Any], layers: int, edits: int) -> Resou
     """To edit: the model, per layer C0 with its factor and a projection, and steps as factors on disk."""
     matrices = _matrices_mb(entry, layers)
     minutes = 60 + edits * _billions(entry) * _MINUTES_PER_EDIT
-    memory = _LIBRARIES_MB + _weights_mb(entry) + 3 * matrices
+    memory = _LIBRARIES_MB + weights_mb(entry) + 3 * matrices
     return Resources(memory, 5000 + matrices, round(minutes), entry["gpus"])
 
 
@@ -61,7 +61,8 @@ def _billions(entry: Mapping[str, Any]) -> float:
     return entry["parameters"] / 1e9
 
 
-def _weights_mb(entry: Mapping[str, Any]) -> int:
+def weights_mb(entry: Mapping[str, Any]) -> int:
+    """What a model's weights take, in MB (10⁶ bytes)."""
     return round(entry["parameters"] * _BYTES[entry["dtype"]] / 1e6)
 
 

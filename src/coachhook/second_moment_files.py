@@ -24,7 +24,9 @@ from coachhook.covariance_file import Covariance, check_matrices, model_digest
 from coachhook.solver import CovarianceError
 
 logger = logging.getLogger(__name__)
-_NAME = re.compile(r"(?P<module>.+)_float(16|32|64)_(?P<statistics>[a-z0-9-]+(_[a-z]+)*)(_t\{batch_tokens\})?(_\d+)?")
+_NAME = re.compile(
+    r"(?P<module>.+)_float(16|32|64)_(?P<statistics>[a-z0-9-]+(_[a-z]+)*)(_t(\{batch_tokens\}|\d+))?(_\d+)?"
+)
 _ASYMMETRY = 1e-3
 
 
@@ -42,13 +44,13 @@ def read_second_moments(
 
     Raises:
         CovarianceError: there is no such file, a layer is missing, or a file is damaged, of another shape, not
-            symmetric, holds NaN, or names a module that the model does not edit.
+            symmetric, holds NaN, names a module that the model does not edit, or is the second of a layer.
     """
     paths = sorted(Path(source).glob("*.npz")) if isinstance(source, str | os.PathLike) else [Path(p) for p in source]
     if not paths:
         raise CovarianceError(f"{source}: holds no .npz file; give the folder that the second moments are in")
     parts = ModelParts(model)
-    by_layer = {_layer(path, parts): path for path in paths}
+    by_layer = _by_layer(paths, parts)
     missing = sorted(set(layers or ()) - set(by_layer))
     if missing:
         raise CovarianceError(f"{source}: holds layers {sorted(by_layer)}, not {missing}; get their files too")
@@ -94,6 +96,16 @@ def write_second_moments(
         os.replace(temporary, path)
         written.append(path)
     return written
+
+
+def _by_layer(paths: Sequence[Path], parts: ModelParts) -> dict[int, Path]:
+    found: dict[int, Path] = {}
+    for path in paths:
+        layer = _layer(path, parts)
+        if layer in found:
+            raise CovarianceError(f"{path}: is of layer {layer}, as {found[layer].name} is; give one of them")
+        found[layer] = path
+    return found
 
 
 def _layer(path: Path, parts: ModelParts) -> int:

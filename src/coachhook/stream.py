@@ -25,8 +25,9 @@ from coachhook.journal import pack_step, read_step, step_path, write_bytes, writ
 from coachhook.loading import load_base_model
 from coachhook.metrics import check_protocol, questions
 from coachhook.metrics.ability import AbilityConfig, check_tasks
-from coachhook.side_effects import measure_side_effects, write_side_effects
+from coachhook.side_effects import SideEffects, task_files
 from coachhook.stream_draw import draw_requests
+from coachhook.whole_files import file_digest
 
 logger = logging.getLogger(__name__)
 _CHECKPOINT_FILE = re.compile(
@@ -85,7 +86,8 @@ def run_stream(
 ) -> None:
     """Edit and evaluate one stream; write `metrics.jsonl`, `records.parquet`, `cost.jsonl`.
 
-    Where the stream asks for them also `zscores.parquet`, `fluency.json` and `ability.json`.
+    Where the stream asks for them also `zscores.parquet`, `fluency.json` and `ability.json`, whose numbers stand in
+    the last rows of `metrics.jsonl` too.
 
     After each batch its update and evaluation are stored in `checkpoint_dir`. Started again with the same
     arguments, the stream replays them and ends with the same bytes as an unbroken run (but for `cost.jsonl`, which
@@ -111,17 +113,18 @@ def run_stream(
     editor.check(stream)
     model_identity = _model_identity(model_dir, f"{device_map or model.device.type} {model.dtype}")
     declared = "" if architecture is None else json.dumps(architecture, sort_keys=True)
-    files = [covariance, trained_editor, *_task_files(config)]
+    files = [covariance, trained_editor, *task_files(config)]
     identity = _identity(config, stream, model_identity, files, code + declared)
     checkpoint = _open_checkpoint(Path(checkpoint_dir), identity)
     asked = questions(stream)
     base = {name: base_answers(editor, asked, name, base_answers_dir, model_identity) for name in config.protocols}
     evaluation = Evaluation(config, editor, stream, checkpoint, base)
-    measure_side_effects(config, editor, stream, checkpoint, "base")
+    effects = SideEffects(config, editor, stream, checkpoint)
+    effects.measure("base", base_answers_dir, model_identity)
     _run_steps(config, editor, stream, evaluation, checkpoint)
-    evaluation.write(Path(out_dir))
-    measure_side_effects(config, editor, stream, checkpoint, "edited")
-    write_side_effects(config, checkpoint, Path(out_dir))
+    effects.measure("edited")
+    evaluation.write(Path(out_dir), effects.numbers())
+    effects.write(Path(out_dir))
     forward = measure_forward(editor, [request.text for request in stream[-_TIMED_PROMPTS:]], model_bytes)
     write_costs(checkpoint, config.evaluation_steps()[-1], forward, Path(out_dir) / "cost.jsonl")
     editor.close()
@@ -132,13 +135,6 @@ def _check(config: StreamConfig) -> None:
         check_protocol(protocol)
     if config.ability is not None:
         check_tasks(config.ability.tasks, config.ability.include_path)
-
-
-def _task_files(config: StreamConfig) -> list[Path]:
-    """The user's own task files and their data."""
-    if config.ability is None or config.ability.include_path is None:
-        return []
-    return sorted(path for path in Path(config.ability.include_path).rglob("*") if path.is_file())
 
 
 def _run_steps(
@@ -179,7 +175,7 @@ def _model_identity(model_dir: str | os.PathLike, placed: str) -> str:
     if not directory.is_dir():
         digest.update(str(model_dir).encode())
     for path in sorted(directory.glob("*.safetensors")):
-        digest.update(_file_digest(path))
+        digest.update(file_digest(path))
     return digest.hexdigest()
 
 
@@ -195,13 +191,8 @@ def _identity(
     digest.update(config.model_dump_json().encode())
     digest.update(json.dumps([asdict(request) for request in stream], sort_keys=True).encode())
     for path in filter(None, files):
-        digest.update(_file_digest(path))
+        digest.update(file_digest(path))
     return digest.hexdigest()
-
-
-def _file_digest(path: str | os.PathLike) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _open_checkpoint(directory: Path, identity: str) -> Path:

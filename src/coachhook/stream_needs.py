@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode  # there is no public name for it
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from coachhook.architectures import ModelParts
 from coachhook.covariance_memory import BLOCK_COPIES, MLP_COPIES
@@ -158,15 +158,15 @@ def evaluation_bytes(shape: StreamShape) -> int:
 
 
 def saved_bytes_per_token(parts: ModelParts) -> int:
-    """Bytes per token that one block keeps for the gradient, counted on tensors that hold no numbers."""
+    """Bytes per token that one block keeps for the gradient, its mask included, counted on tensors without numbers."""
+    hidden, dtype = parts.shape(0)[0], parts.head.weight.dtype  # read outside: the parts are no fake tensors
     with FakeTensorMode():
-        one, two = (_saved_bytes(parts, blocks) for blocks in (1, 2))
+        one, two = (_saved_bytes(shallow_config(parts.model.config, blocks), hidden, dtype) for blocks in (1, 2))
     return (two - one) // _PROBED_TOKENS
 
 
-def _saved_bytes(parts: ModelParts, blocks: int) -> int:
-    dtype = parts.head.weight.dtype
-    shallow = AutoModelForCausalLM.from_config(shallow_config(parts.model.config, blocks), dtype=dtype).eval()
+def _saved_bytes(config: PreTrainedConfig, hidden: int, dtype: torch.dtype) -> int:
+    shallow = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     weights = {parameter.untyped_storage()._cdata for parameter in shallow.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -176,7 +176,7 @@ def _saved_bytes(parts: ModelParts, blocks: int) -> int:
             kept[storage._cdata] = storage  # held, so that no other storage takes its identity
         return tensor
 
-    embedded = torch.zeros((1, _PROBED_TOKENS, parts.shape(0)[0]), dtype=dtype, requires_grad=True)
+    embedded = torch.zeros((1, _PROBED_TOKENS, hidden), dtype=dtype, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         shallow.base_model(inputs_embeds=embedded, use_cache=False)
     return sum(storage.nbytes() for storage in kept.values())

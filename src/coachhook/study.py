@@ -20,6 +20,7 @@ from coachhook.study_values import (
     editor_training,
     setting_name,
     settings_key,
+    varied,
 )
 from coachhook.tiny_study import tiny_study
 
@@ -39,6 +40,7 @@ __all__ = [
 
 
 _ROUNDS = {"consecutive": "consecutive", "single_round": "single"}  # of each table's streams
+_OF_TABLES = ("default", setting_name({"round": "single"}))  # the settings that tables show
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class Stream:
     """Hyper-parameters of the training that makes the editor before any stream; None for methods without one."""
     trained_on: str | None
     """The data set whose training requests that editor learns from; None: the one whose facts the model learnt."""
+    fluency: int | None = None
+    """How many edit prompts the base and the final model continue; None where a value is varied or nothing is said."""
+    ability: dict[str, Any] | None = None
+    """The tasks that the base and the final model are put to; None likewise."""
 
     @property
     def path(self) -> str:
@@ -167,7 +173,7 @@ class _Plan:
         """Note every combination of what a figure or table lists, and return the paths of its streams."""
         where, paths = f"{self.path}: {key}", []
         for model, method in self._edited(wanted, where):
-            vary = _varied(wanted, model, where)
+            vary = varied(wanted, model, where)
             defaults = self._defaults(model, method, self.files.tuned)
             check_names(vary, [n for n in defaults if n != "round"], f"{where}.vary", f"hyper-parameter of {method}")
             for values in itertools.product(*vary.values()):
@@ -210,7 +216,7 @@ class _Plan:
         check_names(wanted["datasets"], self.files.datasets, f"{where}.datasets", "data set")
         check_names(methods, self.files.methods, f"{where}.methods", "method")
         for model in models:
-            for name, values in _varied(wanted, model, where).items():
+            for name, values in varied(wanted, model, where).items():
                 for value in values:
                     if name == "batch_size":
                         check(value, {"type": "integer", "minimum": 1}, f"{where}.vary.{name}")
@@ -241,6 +247,7 @@ class _Plan:
                 architecture=self.files.models[model].get("architecture"),
                 training=editor_training(method, self.files.methods[method], self.files.models[model]),
                 trained_on=None if "dataset" in self.files.models[model] else dataset,
+                **self._side_effects(setting),
             )
             self._check_dataset(stream)
             other = self.streams.setdefault(stream.path, stream)
@@ -251,6 +258,11 @@ class _Plan:
                 )
             paths.append(stream.path)
         return paths
+
+    def _side_effects(self, setting: str) -> dict[str, Any]:
+        """What is measured besides in streams that tables show; in the many that vary a value it costs too much."""
+        names = ("fluency", "ability") if setting in _OF_TABLES else ()
+        return {name: self.content[name] for name in names if name in self.content}
 
     def _check_dataset(self, stream: Stream) -> None:
         """A model knows nothing of requests about facts that it was not trained on."""
@@ -283,13 +295,3 @@ class _Plan:
                 f"config/datasets.yaml: datasets.{stream.dataset}: 'training' is missing; method '{stream.method}' "
                 "learns from it"
             )
-
-
-def _varied(wanted: Mapping[str, Any], model: str, where: str) -> dict[str, list]:
-    """The values that a figure varies on a model: a list for all models, or a list for each by its name."""
-    varied = {}
-    for name, values in wanted.get("vary", {}).items():
-        if isinstance(values, Mapping):
-            check_names([model], values, f"{where}.vary.{name}", "model with values of its own")
-        varied[name] = values[model] if isinstance(values, Mapping) else values
-    return varied

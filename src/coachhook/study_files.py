@@ -134,10 +134,11 @@ def _read_datasets(path: Path, schema_dir: Path) -> dict[str, dict[str, Any]]:
             others = entry.get("apart_from", [])
             check_names(others, same, f"{path}: datasets.{name}.apart_from", "data set of the same world")
             entry = entry | {"world": worlds[entry["world"]], "apart_from": [same[other] for other in others]}
-        files, checksums = entry.get("files", []), entry.get("sha256", [])
-        if len(files) != len(checksums):
-            where = f"{path}: datasets.{name}.sha256"
-            raise StudyError(f"{where}: {len(checksums)} checksums for {len(files)} files; give one for each, in order")
+        for place, part in ((name, entry), (f"{name}.training", entry.get("training", {}))):
+            files, checksums = part.get("files", []), part.get("sha256", [])
+            if len(files) != len(checksums):
+                problem = f"{len(checksums)} checksums for {len(files)} files; give one for each, in order"
+                raise StudyError(f"{path}: datasets.{place}.sha256: {problem}")
         datasets[name] = entry
     return datasets
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from coachhook.study_files import StudyError
+from coachhook.study_files import StudyError, check_names
 
 
 def default_hyperparameters(method: str, entry, model: str, model_entry, tuned: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,6 +44,16 @@ def candidates(search: Mapping[str, list], method: str, trials: int) -> Iterable
             f"{trials} trials; list values that make {trials}"
         )
     return [dict(zip(search, values, strict=True)) for values in itertools.product(*search.values())]
+
+
+def varied(wanted: Mapping[str, Any], model: str, where: str) -> dict[str, list]:
+    """The values that a figure varies on a model: a list for all models, or a list for each by its name."""
+    found = {}
+    for name, values in wanted.get("vary", {}).items():
+        if isinstance(values, Mapping):
+            check_names([model], values, f"{where}.vary.{name}", "model with values of its own")
+        found[name] = values[model] if isinstance(values, Mapping) else values
+    return found
 
 
 def setting_name(changed: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> str:

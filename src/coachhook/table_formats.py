@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from coachhook.figure_data import VALID
+from coachhook.figure_data import VALID, side_effects
 from coachhook.figure_style import SCORE_STYLES, method_order, method_style
 from coachhook.tables import SHOWN, percent, shown
 
@@ -23,11 +23,12 @@ _SPECIAL |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\texta
 def write_markdown(means: pd.DataFrame, path: str | os.PathLike, kind: str = "consecutive") -> None:
     """Write a table (from `tables.over_seeds`) as Markdown, whole or not at all: a part per model and data set.
 
-    Further parts leave out superseded requests, where that changes any score. kind: a key of `tables.ROUNDS`.
+    Further parts leave out superseded requests, where that changes any score, and show fluency and general ability,
+    where they were measured. kind: a key of `tables.ROUNDS`.
     """
     text = f"{caption(means, kind)}\n"
     for title, lines in _parts(means):
-        lines = [lines[0], ["---", *["---:"] * len(SHOWN)], *lines[1:]]
+        lines = [lines[0], ["---", *["---:"] * (len(lines[0]) - 1)], *lines[1:]]
         text += f"\n**{title}**\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
     _write(text, path)
 
@@ -63,7 +64,8 @@ def write_latex(means: pd.DataFrame, path: str | os.PathLike, kind: str = "conse
         f"\\label{{tab:{kind.replace('_', '-')}-{means['protocol'].iloc[0]}}}\n"
         f"\\begin{{tabular}}{{l{'r' * width * len(groups)}}}\n\\toprule\n"
     )
-    _write(head + "".join(f"{line} \\\\\n" for line in lines) + "\\bottomrule\n\\end{tabular}\n\\end{table}\n", path)
+    body = "".join(f"{line} \\\\\n" for line in lines) + "\\bottomrule\n\\end{tabular}\n\\end{table}\n"
+    _write(head + body + "".join(_latex_part(*part) for part in _side_effect_parts(means)), path)
 
 
 def caption(means: pd.DataFrame, kind: str) -> str:
@@ -87,6 +89,25 @@ def _parts(means: pd.DataFrame) -> Iterator[tuple[str, list[list[str]]]]:
             cells = _cells(rows, suffix, methods, _plain_cell)
             labels = [method_style(method).label for method in methods]
             yield f"{title}, {what}", [head, *([label, *line] for label, line in zip(labels, cells, strict=True))]
+    yield from _side_effect_parts(means)
+
+
+def _side_effect_parts(means: pd.DataFrame) -> Iterator[tuple[str, list[list[str]]]]:
+    """Title and lines of what was measured besides the scores: the base model first, then it as each method left it."""
+    names = [name for name in side_effects(means) if not name.endswith("_base")]
+    for title, rows in _groups(means) if names else ():
+        lines = [["method", *(name.removeprefix("ability_") for name in names)]]
+        lines.append(["Base model", *(_number(rows[f"{name}_base"].mean()) for name in names)])
+        for row in rows.to_dict("records"):
+            label = method_style(row["method"]).label
+            lines.append([label, *(_number(row[name], row[f"{name}_sd"]) for name in names)])
+        yield f"{title}, fluency (n-gram entropy in bits) and general ability (tasks of lm-eval), not in percent", lines
+
+
+def _number(mean: float, deviation: float = float("nan")) -> str:
+    if pd.isna(mean):
+        return "–"
+    return f"{mean:.3g}" if pd.isna(deviation) else f"{mean:.3g} ± {deviation:.2g}"
 
 
 def _groups(means: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -127,6 +148,16 @@ def _latex_cell(mean: float, deviation: float, best: bool) -> str:
     number, *rest = percent(mean, deviation).split(" ")
     text = rf"\textbf{{{number}}}" if best else _escape(number)
     return text + (rf"\,{{\scriptsize$\pm$\,{rest[1]}}}" if rest else "")
+
+
+def _latex_part(title: str, lines: list[list[str]]) -> str:
+    """A table of its own."""
+    first, *rest = (" & ".join(map(_escape, line)) + " \\\\\n" for line in lines)
+    return (
+        f"\n\\begin{{table}}\n\\centering\\footnotesize\n\\caption{{{_escape(title)}.}}\n"
+        f"\\begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}}\n\\toprule\n{first}\\midrule\n{''.join(rest)}"
+        "\\bottomrule\n\\end{tabular}\n\\end{table}\n"
+    )
 
 
 def _escape(text: str) -> str:

@@ -5,7 +5,7 @@ There is one table per round and protocol, and nothing else is put together. `ta
 
 import pandas as pd
 
-from coachhook.figure_data import FURTHER_SCORES, MORE_SCORES, SCORES, VALID, StreamResultError, final
+from coachhook.figure_data import FURTHER_SCORES, MORE_SCORES, SCORES, VALID, StreamResultError, final, side_effects
 from coachhook.figure_style import method_order
 
 ROW = ["model", "dataset", "method"]
@@ -17,7 +17,8 @@ def per_seed(frame: pd.DataFrame, protocol: str = "easyedit", kind: str = "conse
     """Final scores (0 to 1) of each stream of a round, from the rows `figures.collect` returns.
 
     Columns: dataset, method, seed, reliability, generality, locality, mean, further scores that somebody has
-    (`<score>_not_superseded`: over the requests that no later one contradicts), edits, model, protocol.
+    (`<score>_not_superseded`: over the requests that no later one contradicts), fluency and general ability where they
+    were measured (as they are, not 0 to 1), edits, model, protocol.
     Streams with settings of their own are left out. kind: a key of `ROUNDS`. Raises StreamResultError where no
     stream is of this round and protocol.
     """
@@ -28,6 +29,7 @@ def per_seed(frame: pd.DataFrame, protocol: str = "easyedit", kind: str = "conse
     wanted = [
         score + suffix for suffix in ("", VALID) for score in dict.fromkeys([*SHOWN, *MORE_SCORES, *FURTHER_SCORES])
     ]
+    wanted += side_effects(rows)
     scores = [score for score in wanted if score in SCORES or (score in rows and rows[score].notna().any())]
     order = method_order(rows["method"])
     rows = rows.assign(rank=rows["method"].map(order.index)).sort_values(["model", "dataset", "rank", "seed"])

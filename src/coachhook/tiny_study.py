@@ -1,7 +1,7 @@
 """A study in small: the same figures, methods, layers and rules, on models and data that any machine has.
 
 Every model from the hub becomes one of random weights with the same family and depth, built from its config; every
-data set of real records a few example records in the same format.
+data set of real records a few example records in the same format; tasks of general ability become example tasks.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def _small_content(content: Mapping[str, Any], limits: Mapping[str, Any]) -> dic
         for part in ("figures", "tables")
         if part in content
     }
-    return {**content, **sizes, **parts, "models": [_PREFIX + name for name in content["models"]]}
+    measured = {name: limits[name] for name in ("fluency", "ability") if name in content}
+    return {**content, **sizes, **parts, **measured, "models": [_PREFIX + name for name in content["models"]]}
 
 
 def _small_part(wanted: Mapping[str, Any], limits: Mapping[str, Any], default_batch: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Writing files whole or not at all, whatever kills the process."""
+"""Files as a whole: written or not at all, whatever kills the process, and told apart by their content."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -20,3 +21,9 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """`write_bytes` of a text in UTF-8."""
     write_bytes(path, text.encode())
+
+
+def file_digest(path: str | os.PathLike) -> bytes:
+    """The SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -16,6 +16,10 @@ rule train_base_model:
         "../../environment.yml"
     # The weights depend on the number of threads; with fewer cores than this, Snakemake lowers it.
     threads: 2
+    resources:
+        mem_mb=4000,
+        disk_mb=2000,
+        runtime=240,
     params:
         training=get_training,
         seed=get_model_seed,

@@ -183,6 +183,7 @@ def get_stream_settings(wildcards):
     stream = asdict(get_stream(wildcards))
     elsewhere = ("model", "dataset", "method", "setting", "defaults", "needs_covariance", "training", "trained_on")
     own = {name: value for name, value in stream.items() if name not in (*elsewhere, "architecture")}
+    own = {name: value for name, value in own.items() if value is not None}
     return own | get_loading(wildcards)
 
 

@@ -11,6 +11,10 @@ rule make_dataset:
         "logs/make_dataset/{dataset}.log",
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=4000,
+        disk_mb=2000,
+        runtime=60,
     params:
         source=get_source,
         records=str(RECORDS),

@@ -14,6 +14,11 @@ rule draw_figure:
         f"logs/draw_figure/{study.name}/{{figure}}.log",
     conda:
         "../../environment.yml"
+    # The records of long streams: some hundred bytes for each request, question and evaluation.
+    resources:
+        mem_mb=8000,
+        disk_mb=1000,
+        runtime=60,
     params:
         parts=get_figure_parts,
         code=code_digest("figures"),

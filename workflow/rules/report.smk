@@ -17,6 +17,10 @@ rule aggregate:
         f"logs/aggregate/{study.name}.log",
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=8000,
+        disk_mb=1000,
+        runtime=60,
     params:
         study=study.name,
         description=study.description,
@@ -39,6 +43,10 @@ rule make_report:
         f"logs/make_report/{study.name}.log",
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=4000,
+        disk_mb=1000,
+        runtime=60,
     params:
         study=study.name,
         config=CONFIG,

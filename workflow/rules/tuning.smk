@@ -8,6 +8,10 @@ rule choose:
         f"logs/choose/{study.name}.log",
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=4000,
+        disk_mb=1000,
+        runtime=60,
     params:
         trials=get_trials(),
         protocol=PROTOCOLS[0],

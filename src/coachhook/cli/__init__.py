@@ -21,7 +21,8 @@ app.command()(plan)
 @app.callback()
 def main() -> None:
     """Edit facts in a language model, batch after batch, without touching its weights."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("coachhook").setLevel(logging.INFO)  # not the libraries': the hub's client tells every request
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,6 +55,10 @@ def covariance(
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's own choice")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    device_map: Annotated[
+        str | None,
+        typer.Option(help="spread the model over several devices by accelerate, such as auto; instead of --device"),
+    ] = None,
     architecture: ArchitectureOption = None,
 ) -> None:
     """Compute the key covariances that editing needs, for all layers in one pass over a text.
@@ -78,7 +83,7 @@ def covariance(
             sizes = {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "document_tokens": document_tokens}
             sizes |= {"background": background}
             loading = {"dtype": dtype, "device": choose_device(device), "architecture": parts}
-            loaded, result = _compute(model, source, chosen, out, sizes, seed, loading)
+            loaded, result = _compute(model, source, chosen, out, sizes, seed, loading, device_map)
         elif import_from or export:
             loaded, result = _read(model, import_from, chosen, out, parts)
         else:
@@ -95,15 +100,20 @@ def _compute(
     sizes: dict[str, int],
     seed: int,
     loading: dict,
+    device_map: str | None,
 ) -> tuple[PreTrainedModel, Covariance]:
-    from coachhook.covariance import compute_covariance
+    from coachhook.covariance import compute_covariance, unfinished_path
     from coachhook.preflight import Available, plan_covariance, refuse_if_too_large
 
     if layers is None:
         raise CoachHookError("--layers: name the layers to be edited, such as 13,14,15")
     needs = plan_covariance(model, layers, **sizes, **loading)
-    refuse_if_too_large(needs, Available.measure(needs.device, out.parent))
-    loaded, tokenizer = load(model, **loading)
+    if device_map is None:  # else there is more memory than this one device's
+        available = Available.measure(needs.device, out.parent)
+        begun = unfinished_path(out)  # what a killed job left is part of the need, and goes when this one ends
+        kept = begun.stat().st_size if begun.exists() else 0
+        refuse_if_too_large(needs, replace(available, disk_bytes=available.disk_bytes + kept))
+    loaded, tokenizer = load(model, **loading, device_map=device_map)
     return loaded, compute_covariance(loaded, tokenizer, texts, layers, out=out, **sizes, seed=seed)
 
 

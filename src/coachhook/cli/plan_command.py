@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,13 +48,12 @@ def plan(
 ) -> None:
     """Say what memory, disk, tokens and time editing a model will take here; fail where it cannot fit.
 
-    Only the model's configuration is read.
+    Only the model's configuration is read, so the model need not be downloaded for this.
     """
     with one_line_errors():
-        from coachhook.editors import METHODS
         from coachhook.layers import suggested_layers
         from coachhook.model_shape import model_shape
-        from coachhook.preflight import Available, measure_speed, plan_covariance, plan_stream, refuse_if_too_large
+        from coachhook.preflight import Available, measure_speed, refuse_if_too_large
 
         where, parts = choose_device(device), parse_architecture(architecture)
         common = {"device": where, "dtype": dtype, "architecture": parts}
@@ -60,50 +61,65 @@ def plan(
         stream = {"edits": edits, "batch_size": batch_size, "evaluate_every": evaluate_every}
         stream |= {"prompt_tokens": prompt_tokens}
         sizes = {"max_tokens": max_tokens, "batch_tokens": batch_tokens}
-
-        def planned(speed: Speed | None = None) -> dict[str, Needs]:
-            jobs = {"stream": plan_stream(model, method, chosen, **stream, **common, speed=speed)}
-            if METHODS[method].load().needs_covariance:
-                jobs = {"covariance": plan_covariance(model, chosen, **sizes, **common, speed=speed)} | jobs
-            return jobs
-
+        planned = partial(_planned, model, method, chosen, stream, sizes, common)
         jobs, available = planned(), Available.measure(where, folder)
-        if trial_seconds and all(needs.memory_bytes <= available.memory_bytes for needs in jobs.values()):
+        tried = trial_seconds > 0 and all(needs.memory_bytes <= available.memory_bytes for needs in jobs.values())
+        if tried:
             jobs = planned(measure_speed(model, where, dtype, trial_seconds))
-        _tell(jobs, available, as_json)
+        if as_json:
+            numbers = {name: asdict(needs) for name, needs in jobs.items()} | {"available": asdict(available)}
+            typer.echo(json.dumps(numbers, indent=1))
+        else:
+            _tell(jobs, available, suggested=layers is None, tried=tried)
         for needs in jobs.values():
             refuse_if_too_large(needs, available)
+        if not as_json:
+            typer.echo("Each of these fits on this machine.")
 
 
-def _tell(jobs: dict[str, Needs], available: Available, as_json: bool) -> None:
-    if as_json:
-        numbers = {name: asdict(needs) for name, needs in jobs.items()} | {"available": asdict(available)}
-        typer.echo(json.dumps(numbers, indent=1))
-        return
+def _planned(
+    model: str, method: str, layers: Sequence[int], stream: dict, sizes: dict, common: dict, speed: Speed | None = None
+) -> dict[str, Needs]:
+    from coachhook.editors import METHODS
+    from coachhook.preflight import plan_covariance, plan_stream
+
+    jobs = {"stream": plan_stream(model, method, layers, **stream, **common, speed=speed)}
+    if METHODS[method].load().needs_covariance:
+        jobs = {"covariance": plan_covariance(model, layers, **sizes, **common, speed=speed)} | jobs
+    return jobs
+
+
+def _tell(jobs: dict[str, Needs], available: Available, suggested: bool, tried: bool) -> None:
     for needs in jobs.values():
-        typer.echo("\n".join(_lines(needs, available)))
+        typer.echo("\n".join([*_lines(needs, available, tried), ""]))
+    if suggested:
+        typer.echo("The layers are a suggestion (see docs/models.md); name your own with --layers.")
 
 
-def _lines(needs: Needs, available: Available) -> list[str]:
+def _lines(needs: Needs, available: Available, tried: bool) -> list[str]:
     from coachhook.needs import size
 
-    def told(parts: dict[str, int]) -> str:
-        return ", ".join(f"{name} {size(count)}" for name, count in parts.items())
+    def told(name: str, count: int, free: int, where: str, parts: dict[str, int]) -> list[str]:
+        head = f"  {name:<8}needs {size(count)}, {size(free)} are free{where}"
+        return [head, *(f"{size(part):>17}  {what}" for what, part in parts.items())]
 
-    lines = [
-        needs.job,
-        f"  memory  {size(needs.memory_bytes)} of {size(available.memory_bytes)} free on {needs.device}: "
-        f"{told(needs.parts)}",
-    ]
+    lines = [needs.job[0].upper() + needs.job[1:]]
+    lines += told("memory", needs.memory_bytes, available.memory_bytes, f" on {needs.device}", needs.parts)
     if needs.host_bytes:
-        lines.append(f"  main    {size(needs.host_bytes)} of {size(available.host_bytes)} free")
-    lines.append(f"  disk    {size(needs.disk_bytes)} of {size(available.disk_bytes)} free: {told(needs.disk_parts)}")
-    time = "not known" if needs.seconds is None else f"about {_duration(needs.seconds)}"
-    return [*lines, f"  tokens  {needs.tokens:,}", f"  time    {time}"]
+        lines += told("and", needs.host_bytes, available.host_bytes, " in main memory", {})
+    lines += told("disk", needs.disk_bytes, available.disk_bytes, "", needs.disk_parts)
+    lines.append(f"  {'text':<8}{needs.tokens:,} tokens go through the model")
+    return [*lines, f"  {'time':<8}{_time(needs, tried)}"]
+
+
+def _time(needs: Needs, tried: bool) -> str:
+    if needs.seconds is not None:
+        return f"about {_duration(needs.seconds)}, judged by a short trial on {needs.device}"
+    return "not known: this method trains weights until it is done" if tried else "not known: no trial was run"
 
 
 def _duration(seconds: float) -> str:
     for unit, scale in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * scale:
             return f"{seconds / scale:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
+    return f"{max(1, round(seconds))} seconds"

@@ -57,7 +57,11 @@ def parse_architecture(text: str | None) -> dict[str, str] | None:
 
 
 def load(
-    model: str, dtype: str = "auto", device: str = "cpu", architecture: dict[str, str] | None = None
+    model: str,
+    dtype: str = "auto",
+    device: str = "cpu",
+    architecture: dict[str, str] | None = None,
+    device_map: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer.
 
@@ -67,7 +71,7 @@ def load(
     from coachhook.loading import load_base_model
 
     try:
-        return load_base_model(model, device, architecture=architecture, dtype=dtype)
+        return load_base_model(model, device, device_map, architecture, dtype)
     except CoachHookError:
         raise
     except (OSError, ValueError) as error:  # transformers' errors for a missing, unreachable or foreign model
