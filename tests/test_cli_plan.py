@@ -76,7 +76,7 @@ def test_a_method_without_covariance_has_none(directory):
     result = call(directory, *options, "--trial-seconds", 0, "--json")
     assert set(json.loads(result.stdout)) == {"stream", "available"}
     result = call(directory, *options, "--trial-seconds", 0.1)
-    assert "  time    not known: this method trains weights until it is done\n" in result.stdout
+    assert "  time    not known: it depends on the edits\n" in result.stdout
 
 
 def test_what_cannot_fit_is_told_and_fails(directory, monkeypatch):
@@ -84,7 +84,7 @@ def test_what_cannot_fit_is_told_and_fails(directory, monkeypatch):
     result = call(directory, "--layers", "1,2", "--device", "cpu")
     assert result.exit_code == 1
     assert "  memory  needs 1" in result.stdout
-    assert "  time    not known: no trial was run\n" in result.stdout
+    assert "  time    not known: what does not fit is not tried\n" in result.stdout
     assert "fits" not in result.stdout
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: covariance of ")

@@ -63,14 +63,14 @@ def plan(
         sizes = {"max_tokens": max_tokens, "batch_tokens": batch_tokens}
         planned = partial(_planned, model, method, chosen, stream, sizes, common)
         jobs, available = planned(), Available.measure(where, folder)
-        tried = trial_seconds > 0 and all(needs.memory_bytes <= available.memory_bytes for needs in jobs.values())
-        if tried:
-            jobs = planned(measure_speed(model, where, dtype, trial_seconds))
+        untimed = "no trial was asked for" if trial_seconds == 0 else "what does not fit is not tried"
+        if trial_seconds > 0 and all(needs.memory_bytes <= available.memory_bytes for needs in jobs.values()):
+            jobs, untimed = planned(measure_speed(model, where, dtype, trial_seconds)), "it depends on the edits"
         if as_json:
             numbers = {name: asdict(needs) for name, needs in jobs.items()} | {"available": asdict(available)}
             typer.echo(json.dumps(numbers, indent=1))
         else:
-            _tell(jobs, available, suggested=layers is None, tried=tried)
+            _tell(jobs, available, untimed, suggested=layers is None)
         for needs in jobs.values():
             refuse_if_too_large(needs, available)
         if not as_json:
@@ -89,14 +89,14 @@ def _planned(
     return jobs
 
 
-def _tell(jobs: dict[str, Needs], available: Available, suggested: bool, tried: bool) -> None:
+def _tell(jobs: dict[str, Needs], available: Available, untimed: str, suggested: bool) -> None:
     for needs in jobs.values():
-        typer.echo("\n".join([*_lines(needs, available, tried), ""]))
+        typer.echo("\n".join([*_lines(needs, available, untimed), ""]))
     if suggested:
         typer.echo("The layers are a suggestion (see docs/models.md); name your own with --layers.")
 
 
-def _lines(needs: Needs, available: Available, tried: bool) -> list[str]:
+def _lines(needs: Needs, available: Available, untimed: str) -> list[str]:
     from coachhook.needs import size
 
     def told(name: str, count: int, free: int, where: str, parts: dict[str, int]) -> list[str]:
@@ -109,13 +109,10 @@ def _lines(needs: Needs, available: Available, tried: bool) -> list[str]:
         lines += told("and", needs.host_bytes, available.host_bytes, " in main memory", {})
     lines += told("disk", needs.disk_bytes, available.disk_bytes, "", needs.disk_parts)
     lines.append(f"  {'text':<8}{needs.tokens:,} tokens go through the model")
-    return [*lines, f"  {'time':<8}{_time(needs, tried)}"]
-
-
-def _time(needs: Needs, tried: bool) -> str:
+    time = f"not known: {untimed}"
     if needs.seconds is not None:
-        return f"about {_duration(needs.seconds)}, judged by a short trial on {needs.device}"
-    return "not known: this method trains weights until it is done" if tried else "not known: no trial was run"
+        time = f"about {_duration(needs.seconds)}, judged by a short trial on {needs.device}"
+    return [*lines, f"  {'time':<8}{time}"]
 
 
 def _duration(seconds: float) -> str:
