@@ -119,6 +119,25 @@ def read_covariance(
     return covariance
 
 
+def load_covariance(
+    covariance: str | os.PathLike | Mapping[int, Tensor] | Covariance | None,
+    model: PreTrainedModel,
+    layers: Sequence[int] | None,
+) -> Covariance | None:
+    """What a user gives as a covariance: a file, read and checked, or the matrices themselves; None for none.
+
+    Raises:
+        CovarianceError: see `read_covariance` and `check_matrices`.
+    """
+    if covariance is None or isinstance(covariance, Covariance):
+        return covariance
+    if isinstance(covariance, Mapping):
+        check_matrices(covariance)
+        return Covariance(dict(covariance), {}, 0, "")
+    named = layers if isinstance(layers, Sequence) else None  # what is no list is refused by the configuration
+    return read_covariance(covariance, model, named)
+
+
 def check_matrices(matrices: Mapping[int, Tensor], name: str = "covariance") -> None:
     """Refuse matrices with NaN or infinite values.
 

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from coachhook.architectures import ModelParts
+from coachhook.architectures import ModelParts, weight_matrix
+from coachhook.changes import Change, add_in_order, dense
 from coachhook.gates import Gate
 from coachhook.tracing import RewriteHook
 
@@ -35,19 +36,46 @@ class HookLayer:
         self.layer = layer
         self.gate = gate
         self.mode: Mode = "validated"
-        self._shape = parts.shape(layer)
-        self.device = parts.device(layer)
-        self.delta: Float[Tensor, "d m"] | None = None
+        self._parts, self._shape = parts, parts.shape(layer)
+        self._delta: Float[Tensor, "d m"] | None = None
+        self._waiting: list[Change] = []
+        self._gathers = False
         self.real: Bool[Tensor, "batch time"] | None = None
         self._handle = RewriteHook(parts, layer, self._answer)
 
-    def add(self, update: Float[Tensor, "d m"]) -> None:
-        """W_h ← W_h + update."""
-        self.delta = self.dense() + update.float()
+    @property
+    def device(self) -> torch.device:
+        """Where the rewrite module computes."""
+        return self._parts.device(self.layer)
+
+    @property
+    def delta(self) -> Float[Tensor, "d m"] | None:
+        """ΔW; None before the first step."""
+        if self._waiting:
+            changes, self._waiting = self._waiting, []
+            start = torch.zeros(self._shape, device=self.device) if self._delta is None else self._delta
+            self._delta = add_in_order(start.to(self.device), changes)
+        return self._delta
+
+    @delta.setter
+    def delta(self, delta: Float[Tensor, "d m"] | None) -> None:
+        self._waiting, self._delta = [], delta
+
+    def add(self, change: Float[Tensor, "d m"] | Change) -> None:
+        """W_h ← W_h + change."""
+        self._waiting.append(dense(change.float()) if isinstance(change, Tensor) else change)
+        if not self._gathers:
+            self.gather(False)
+
+    def gather(self, gathers: bool) -> None:
+        """Whether changes wait, to be added together; those that wait are added as soon as ΔW is looked at."""
+        self._gathers = gathers
+        if not gathers:
+            _ = self.delta
 
     def dense(self) -> Float[Tensor, "d m"]:
         """ΔW, zeros before the first step."""
-        return torch.zeros(self._shape, device=self.device) if self.delta is None else self.delta
+        return torch.zeros(self._shape, device=self.device) if self.delta is None else self.delta.to(self.device)
 
     def reset(self) -> None:
         """W_h ← W0."""
@@ -55,11 +83,22 @@ class HookLayer:
 
     def change(self, keys: Float[Tensor, "batch time m"]) -> Float[Tensor, "batch time d"]:
         """(W_h − W0) k in float32, for every token."""
-        return keys.float() @ self.dense().T
+        if self.delta is None:
+            return keys.new_zeros((*keys.shape[:-1], self._shape[0]), dtype=torch.float32)
+        if self.delta.device != keys.device:  # the model was moved
+            self.delta = self.delta.to(keys.device)
+        return keys.float() @ self.delta.T
 
     def remove(self) -> None:
         """Take the hook off its module."""
         self._handle.remove()
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """W0 ← W0 + ΔW, rounded to W0's dtype once. Only ever for a copy of the user's model."""
+        weight = weight_matrix(self._parts.rewrite_module(self.layer))
+        if self.delta is not None:
+            weight.copy_(weight + self.delta.to(weight.device))
 
     def _answer(self, keys: Float[Tensor, "batch time m"], output: Float[Tensor, "batch time d"]) -> Tensor | None:
         if self.mode == "off" or self.delta is None:
@@ -107,6 +146,17 @@ class HookLayers:
             for hook, earlier in before.items():
                 hook.mode = earlier
 
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Inside, what is added to the layers waits, and is added together at the end: many steps, much sooner."""
+        for hook in self:
+            hook.gather(True)
+        try:
+            yield
+        finally:
+            for hook in self:
+                hook.gather(False)
+
     def see(self, real: Bool[Tensor, "batch time"] | None) -> None:
         """Tell the gates which tokens are real, for blocks that are run without the whole model."""
         for hook in self:
@@ -117,10 +167,17 @@ class HookLayers:
         return sum(hook.delta.nbytes for hook in self if hook.delta is not None)
 
     def close(self) -> None:
-        """Remove all hooks."""
+        """Remove all hooks; what torch.compile made while they were there answers as the base model too."""
         self._handle.remove()
         for hook in self:
+            hook.mode = "off"
             hook.remove()
+
+    def merge(self) -> None:
+        """Write every ΔW into the weights of the model that the hooks are on, a copy, and remove all hooks."""
+        self.close()
+        for hook in self:
+            hook.merge()
 
     def _see_mask(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.see(real_tokens(args, kwargs))

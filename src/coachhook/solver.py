@@ -44,7 +44,11 @@ class RecursiveLeastSquares:
         self._start(covariance)
 
     def forget(self) -> None:
-        """A as it was before any key."""
+        """A as it was before any key; absorbing the same keys again in the same order takes no time."""
+        self._forgotten = self._keys, self._whitened, self._gram
+        self._clear()
+
+    def _clear(self) -> None:
         empty = self._empty
         self._whitened = empty  # B = (λC0)⁻¹ P
         self._keys = empty  # P
@@ -76,6 +80,7 @@ class RecursiveLeastSquares:
         solved = self._solve_prior(vectors.double())
         if not self.absorbed:
             return solved
+        self._settle()
         seen = torch.cholesky_solve(self._whitened.T @ vectors.double(), self._gram)
         return solved - self._whitened @ seen
 
@@ -83,7 +88,10 @@ class RecursiveLeastSquares:
         """A ← A + past_weight · K Kᵀ."""
         if past_weight == 0:
             return
-        keys = keys.double() * past_weight**0.5
+        keys = keys.to(self._empty) * past_weight**0.5
+        if self._recall(keys):
+            return
+        self._settle()
         whitened = self._solve_prior(keys)
         cross = self._keys.T @ whitened
         corner = keys.T @ whitened
@@ -100,7 +108,23 @@ class RecursiveLeastSquares:
 
     def _start(self, covariance: Float[Tensor, "m m"]) -> None:
         self._empty = covariance.new_zeros((covariance.shape[0], 0), dtype=torch.float64)
+        self._clear()
         self.forget()
+
+    def _recall(self, keys: Float[Tensor, "m u"]) -> bool:
+        """Absorb keys that stood at this very place before all was forgotten, as in a rollback."""
+        old, new = self.absorbed, self.absorbed + keys.shape[1]
+        earlier, whitened, gram = self._forgotten
+        if not torch.equal(earlier[:, old:new], keys):
+            self._forgotten = self._empty, self._empty, self._gram[:0, :0]
+            return False
+        self._keys, self._whitened, self._gram = earlier[:, :new], whitened[:, :new], gram[:new, :new]
+        return True
+
+    def _settle(self) -> None:
+        """Lay out what was recalled as it was when it was computed, for solves to have the same bits."""
+        parts = self._keys, self._whitened, self._gram
+        self._keys, self._whitened, self._gram = (part.contiguous() for part in parts)
 
     def _solve_prior(self, vectors: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
         """(λC0)⁻¹ X."""

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from coachhook.changes import kept_change, smallest
 from coachhook.contexts import generate_prefixes
 from coachhook.covariance_file import Covariance
 from coachhook.edit_request import EditRequest
@@ -47,8 +48,8 @@ class LocateConfig(MethodConfig):
 class LocateThenEdit(HookLayerMethod):
     """Targets for a whole batch, then every layer's ΔW from its keys and residuals; a method says how (`_solve`).
 
-    A step is kept as `left.<layer>` (d×u) and `right.<layer>` (m×u), Δ = left · rightᵀ, and `keys.<layer>` (m×u)
-    where later solves need its keys.
+    A step is kept as `left.<layer>` (d×u) and `right.<layer>` (m×u), Δ = left · rightᵀ, or as `delta.<layer>` (d×m)
+    where that is smaller, and `keys.<layer>` (m×u) where later solves need its keys.
     """
 
     config_class = LocateConfig
@@ -154,11 +155,11 @@ class LocateThenEdit(HookLayerMethod):
 
     def _step(self, layer: int, keys: Float[Tensor, "m u"], residuals: Float[Tensor, "d u"]) -> dict[str, Tensor]:
         """A layer's part of a step, as it is kept."""
-        return {"left": residuals, "right": self._solve(layer, keys).float().contiguous()}
+        return smallest(residuals, self._solve(layer, keys).float().contiguous())
 
     def _apply(self, layer: int, step: dict[str, Tensor]) -> None:
         """W_h += Δ, from what is kept."""
-        self.hooks[layer].add(step["left"] @ step["right"].T)
+        self.hooks[layer].add(kept_change(step))
 
     def _matrix(self, layer: int) -> Float[Tensor, "m m"]:
         """C0 of a layer, on the device of its weights."""
