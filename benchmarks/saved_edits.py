@@ -57,6 +57,12 @@ def random_step(number: int, config: GPT2Config, layers: tuple[int, ...]) -> Ste
     return Step.now(Update(tensors, {"alpha": {str(layer): 2.0 for layer in layers}}), requests)
 
 
+def save(folder: Path, model, layers: tuple[int, ...]) -> None:
+    steps = (random_step(number, model.config, layers) for number in range(1, EDITS // BATCH + 1))
+    identity = BaseModelIdentity.of(model, layers)
+    write_edits(folder, "coachhook", CoachHookConfig(layers=layers), identity, steps, build_tokenizer(), None)
+
+
 def timed(what: str, action):
     started = time.perf_counter()
     result = action()
@@ -71,11 +77,7 @@ def bits(editor: Editor, layers: tuple[int, ...]):
 def measure(shape: str, folder: Path) -> None:
     config, layers = SHAPES[shape]
     model = build_model(config)
-    steps = [random_step(number, config, layers) for number in range(1, EDITS // BATCH + 1)]
-    identity = BaseModelIdentity.of(model, layers)
-    method = CoachHookConfig(layers=layers)
-    timed("save", lambda: write_edits(folder, "coachhook", method, identity, steps, build_tokenizer(), None))
-    del steps
+    timed("draw and save", lambda: save(folder, model, layers))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{shape}: {EDITS} edits in {EDITS // BATCH} steps, {len(layers)} layers: {size / 1e6:.1f} MB")
     editor = timed("load", lambda: Editor.from_pretrained(folder, model))

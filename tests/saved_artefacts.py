@@ -17,7 +17,8 @@ from coachhook.editors import METHODS
 from coachhook.editors.base import TrainedMethod
 
 ARTEFACTS = Path(__file__).parent / "artefacts"
-WORDS = "<end> Ada Alan Grace was born in lives the city of Paris Rome Oslo London . river runs along".split()
+TEXT = "Ada Alan Grace was born in lives the city of Paris Rome Oslo London . river runs along"
+WORDS = ["<end>", *TEXT.split()]
 LAYERS = (1, 2)
 WIDTH, MLP = 8, 12
 PROMPTS = ("Ada was born in", "Alan lives in the city of", "Grace lives in", "the river runs along the city of")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from weakref import WeakSet
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -37,6 +39,8 @@ def claim(model: PreTrainedModel, method: str) -> None:
     """Mark `model` as edited; deep copies hold the edits, and so the mark."""
     setattr(model, _NAME, _Claim(model, method))
     _open.add(model)
+    if "torch._dynamo" in sys.modules:  # what was compiled before would run on without the edits: hooks are not guarded
+        torch.compiler.reset()
 
 
 def release(model: PreTrainedModel) -> None:

@@ -167,10 +167,9 @@ class HookLayers:
         return sum(hook.delta.nbytes for hook in self if hook.delta is not None)
 
     def close(self) -> None:
-        """Remove all hooks; what torch.compile made while they were there answers as the base model too."""
+        """Remove all hooks."""
         self._handle.remove()
         for hook in self:
-            hook.mode = "off"
             hook.remove()
 
     def merge(self) -> None:

@@ -11,7 +11,6 @@ import random
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
