@@ -37,8 +37,14 @@ def z_scores(
 class Gate(Protocol):
     """Decides token by token; one gate per hook layer."""
 
+    nbytes: int
+    """Bytes that deciding takes besides ΔW."""
+
     def swap(
-        self, change: Float[Tensor, "batch time d"], real: Bool[Tensor, "batch time"] | None
+        self,
+        change: Float[Tensor, "batch time d"],
+        real: Bool[Tensor, "batch time"] | None = None,
+        keys: Float[Tensor, "batch time m"] | None = None,
     ) -> Bool[Tensor, "batch time"] | None:
         """True where W_h answers; None for everywhere."""
 
@@ -46,7 +52,9 @@ class Gate(Protocol):
 class NoGate:
     """W_h answers for every token (the paper's ablation without hook layers)."""
 
-    def swap(self, change: Tensor, real: Tensor | None) -> None:
+    nbytes = 0
+
+    def swap(self, change: Tensor, real: Tensor | None = None, keys: Tensor | None = None) -> None:
         return None
 
     def __repr__(self) -> str:
@@ -63,10 +71,14 @@ class PaperGate:
         alpha: α_z, the threshold at the start.
     """
 
+    nbytes = 0
+
     def __init__(self, alpha: float):
         self.alpha = alpha
 
-    def swap(self, change: Tensor, real: Tensor | None) -> Bool[Tensor, "batch time"]:
+    def swap(
+        self, change: Tensor, real: Tensor | None = None, keys: Tensor | None = None
+    ) -> Bool[Tensor, "batch time"]:
         return z_scores(change, real) >= self.alpha  # NaN compares False: no z-score, no swap
 
     def tighten(self, change: Float[Tensor, "batch time d"], real: Bool[Tensor, "batch time"]) -> None:

@@ -1,7 +1,7 @@
 """Hook layers: a second copy W_h of a rewrite module that answers beside the base weights, which are never written.
 
-Legend: W0 base weight (d×m), W_h = W0 + ΔW, k input of the rewrite module. W_h is kept as ΔW in float32, so tiny
-updates are not rounded away against W0, and ΔW = 0 leaves the module's output bit for bit as it is.
+Legend: W0 base weight (d×m), W_h = W0 + ΔW, k input of the rewrite module. W_h is kept as ΔW in float32, dense or as
+low-rank factors, so tiny updates are not rounded away against W0, and ΔW = 0 leaves the output bit for bit as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from coachhook.architectures import ModelParts
 from coachhook.gates import Gate
+from coachhook.low_rank import LowRank
 from coachhook.tracing import RewriteHook
 
 Mode = Literal["off", "temporary", "validated"]
@@ -38,6 +39,7 @@ class HookLayer:
         self._shape = parts.shape(layer)
         self.device = parts.device(layer)
         self.delta: Float[Tensor, "d m"] | None = None
+        self.factors: LowRank | None = None  # of what `grow` added; it is never summed into `delta`
         self.real: Bool[Tensor, "batch time"] | None = None
         self._handle = RewriteHook(parts, layer, self._answer)
 
@@ -45,30 +47,51 @@ class HookLayer:
         """W_h ← W_h + update."""
         self.delta = self.dense() + update.float()
 
+    def grow(self, left: Float[Tensor, "d u"], right: Float[Tensor, "m u"]) -> None:
+        """W_h ← W_h + left rightᵀ, kept as these factors."""
+        self.factors = (self.factors or LowRank()).grown(left, right)
+
     def dense(self) -> Float[Tensor, "d m"]:
         """ΔW, zeros before the first step."""
-        return torch.zeros(self._shape, device=self.device) if self.delta is None else self.delta
+        delta = torch.zeros(self._shape, device=self.device) if self.delta is None else self.delta
+        return delta if self.factors is None else delta + self.factors.dense()
+
+    def state(self) -> tuple[Tensor | None, LowRank | None, Gate]:
+        """All that a step changes; see `restore`."""
+        return self.delta, self.factors, self.gate
+
+    def restore(self, state: tuple[Tensor | None, LowRank | None, Gate]) -> None:
+        """Go back to an earlier `state`."""
+        self.delta, self.factors, self.gate = state
 
     def reset(self) -> None:
         """W_h ← W0."""
-        self.delta = None
+        self.delta = self.factors = None
 
     def change(self, keys: Float[Tensor, "batch time m"]) -> Float[Tensor, "batch time d"]:
         """(W_h − W0) k in float32, for every token."""
-        return keys.float() @ self.dense().T
+        keys = keys.float()
+        if self.factors is None:
+            return keys @ self.dense().T
+        change = self.factors.apply(keys)
+        return change if self.delta is None else change + keys @ self.delta.T
+
+    def nbytes(self) -> int:
+        """Bytes of ΔW."""
+        return sum(part.nbytes for part in (self.delta, self.factors) if part is not None)
 
     def remove(self) -> None:
         """Take the hook off its module."""
         self._handle.remove()
 
     def _answer(self, keys: Float[Tensor, "batch time m"], output: Float[Tensor, "batch time d"]) -> Tensor | None:
-        if self.mode == "off" or self.delta is None:
+        if self.mode == "off" or (self.delta is None and self.factors is None):
             return None
         change = self.change(keys)
         # The sum is rounded to the model's dtype once; W_h k − W0 k in that dtype would lose small changes.
         edited = (output + change).to(output.dtype)
         real = None if self.real is None else self.real.to(change.device)
-        swap = self.gate.swap(change, real) if self.mode == "validated" else None
+        swap = self.gate.swap(change, real, keys) if self.mode == "validated" else None
         if swap is None:
             return edited
         return torch.where(swap[..., None], edited, output)
@@ -113,8 +136,8 @@ class HookLayers:
             hook.real = real
 
     def state_bytes(self) -> int:
-        """Bytes of all ΔW."""
-        return sum(hook.delta.nbytes for hook in self if hook.delta is not None)
+        """Bytes of all ΔW and of what the gates keep besides."""
+        return sum(hook.nbytes() + hook.gate.nbytes for hook in self)
 
     def close(self) -> None:
         """Remove all hooks."""
