@@ -55,7 +55,7 @@ def test_words_are_the_same_alone_and_in_a_batch_with_and_without_cache(family, 
     prompts = [tokenizer(request.text)["input_ids"] for request in requests]
     settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     base = [model.generate(torch.tensor([ids]), **settings)[0, len(ids) :] for ids in prompts]
-    editor = make_editor(model, tokenizer, covariances, method, edited_fraction=0.5, **options)
+    editor = make_editor(model, tokenizer, covariances, method, false_positive_rate=None, **options)
     editor.edit(requests[:3])
     editor.edit(requests[3:])
     loud(editor)
@@ -65,7 +65,7 @@ def test_words_are_the_same_alone_and_in_a_batch_with_and_without_cache(family, 
             model.generate(torch.tensor([ids]), use_cache=False, **settings, **search)[0, len(ids) :] for ids in prompts
         ]
         if not search:
-            assert sum(torch.equal(*pair) for pair in zip(alone, base, strict=True)) <= 2
+            assert not all(torch.equal(*pair) for pair in zip(alone, base, strict=True))
         for use_cache in (True, False):
             ids = torch.tensor([[0] * (longest - len(row)) + row for row in prompts])
             mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
@@ -75,13 +75,14 @@ def test_words_are_the_same_alone_and_in_a_batch_with_and_without_cache(family, 
 
 def test_neither_padding_nor_later_tokens_change_a_decision(family, tokenizer, requests, covariances):
     model = build_model(family)
-    editor = make_editor(model, tokenizer, covariances, METHOD, edited_fraction=0.9)
+    editor = make_editor(model, tokenizer, covariances, METHOD, false_positive_rate=None)
     editor.edit(requests)
     decided = {}
 
     def decisions(ids, mask):
         with torch.no_grad(), rewrite_inputs(editor._method.parts, LAYERS, stop=False) as keys:
-            model(ids, attention_mask=mask, use_cache=False)
+            places = (mask.cumsum(-1) - 1).clamp_min(0)
+            model(ids, attention_mask=mask, position_ids=places, use_cache=False)
         return {hook.layer: hook.gate.swap(None, None, keys[hook.layer]) for hook in editor._method.hooks}
 
     rows = [tokenizer(request.text)["input_ids"] for request in requests]
@@ -102,7 +103,7 @@ def test_neither_padding_nor_later_tokens_change_a_decision(family, tokenizer, r
                 assert torch.equal(shorter[layer][0], alone[layer][0, :length])
     for layer in LAYERS:
         share = torch.cat(decided[layer]).float().mean()
-        assert 0 < share < 0.6
+        assert 0 < share < 1
 
 
 def test_on_unseen_text_it_fires_as_often_as_it_was_told(tokenizer, requests):
