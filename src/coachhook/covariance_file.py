@@ -28,7 +28,7 @@ class Covariance:
 
     Attributes:
         matrices: C0 (m×m, float64) per layer.
-        background: a sample of keys (n×m, float32) per layer; n is 0 where the covariance was imported.
+        background: a sample of keys (n×m, float32) per layer; empty or absent where the covariance was imported.
         tokens: how many tokens were counted.
         model_digest: identity of the model's edited layers, see `model_digest`.
         convergence: per layer, tokens and ‖C0 − C0 before‖ / ‖C0‖ (Frobenius), as the tokens doubled.
@@ -102,7 +102,8 @@ def read_covariance(
                 raise CovarianceError(f"{path}: not a covariance file of format {_FORMAT}; compute it again")
             stored = json.loads(metadata["layers"])
             matrices = {layer: file.get_tensor(f"covariance.{layer}") for layer in stored}
-            background = {layer: file.get_tensor(f"background.{layer}") for layer in stored}
+            sampled = [layer for layer in stored if f"background.{layer}" in file.keys()]  # noqa: SIM118 (a file)
+            background = {layer: file.get_tensor(f"background.{layer}") for layer in sampled}
     except (SafetensorError, OSError, KeyError) as error:
         raise CovarianceError(f"{path}: cannot be read ({error}); compute it again") from None
     convergence = {

@@ -281,6 +281,7 @@ class Editor:
         self._answers_only = method_class.needs_covariance and covariance is None
         model.eval()
         check_parts(ModelParts(model))
+        method_class = method_class.for_config(self.config)
         self._method: Method = method_class(model, tokenizer, self.config, covariance, *filter(None, [trained_editor]))
         self._steps: list[Step] = []
         self._closed = False

@@ -75,6 +75,20 @@ class RecursiveLeastSquares:
         inner.diagonal().add_(1.0)
         return torch.linalg.solve(inner, solved, left=False)
 
+    def factor(self, keys: Float[Tensor, "m u"]) -> tuple[Float[Tensor, "m u"], Float[Tensor, "u u"]]:
+        """V and lower L, float64: (A + K Kᵀ)⁻¹ = A⁻¹ − V Vᵀ and `gain(K)` = V L⁻¹. A is left as it is."""
+        keys = keys.double()
+        solved = self.solve(keys)
+        inner = keys.T @ solved
+        inner.diagonal().add_(1.0)
+        root = torch.linalg.cholesky(inner)
+        return torch.linalg.solve_triangular(root, solved.T, upper=False).T, root
+
+    def prior_root(self, vectors: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+        """M X, float64, with M Mᵀ = (λC0)⁻¹."""
+        upper = self._factor.T
+        return torch.linalg.solve_triangular(upper, vectors.double(), upper=True) / self.weight**0.5
+
     def solve(self, vectors: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
         """A⁻¹ X, float64."""
         solved = self._solve_prior(vectors.double())
@@ -129,6 +143,33 @@ class RecursiveLeastSquares:
     def _solve_prior(self, vectors: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
         """(λC0)⁻¹ X."""
         return torch.cholesky_solve(vectors, self._factor) / self.weight
+
+
+class FactoredLeastSquares(RecursiveLeastSquares):
+    """The same accumulator kept as V (m×p) alone: A⁻¹ = (λC0)⁻¹ − V Vᵀ.
+
+    A batch adds its own columns and leaves the earlier ones as they are, and ΔW lies in their span. So a journal of
+    a batch's columns of ΔW and V is all that going on needs, the keys themselves left out.
+    """
+
+    def forget(self) -> None:
+        self._factors = self._empty
+
+    @property
+    def absorbed(self) -> int:
+        return self._factors.shape[1]
+
+    def solve(self, vectors: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+        vectors = vectors.double()
+        return self._solve_prior(vectors) - self._factors @ (self._factors.T @ vectors)
+
+    def absorb(self, keys: Float[Tensor, "m u"], past_weight: float = 1.0) -> None:
+        if past_weight:
+            self.absorb_factor(self.factor(keys.double() * past_weight**0.5)[0])
+
+    def absorb_factor(self, factor: Float[Tensor, "m u"]) -> None:
+        """A⁻¹ ← A⁻¹ − V Vᵀ, V being what `factor` gave for a batch."""
+        self._factors = torch.cat([self._factors, factor.double()], 1)
 
 
 class NullSpaceLeastSquares(RecursiveLeastSquares):

@@ -86,6 +86,11 @@ class Method(ABC):
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.parts = ModelParts(model)
 
+    @classmethod
+    def for_config(cls, config: MethodConfig) -> type[Method]:
+        """The class that does what `config` asks for, where a method's variants are classes of their own."""
+        return cls
+
     @abstractmethod
     def edit(self, requests: Sequence[EditRequest]) -> Update:
         """Write one batch on top of all earlier ones."""
