@@ -86,7 +86,7 @@ class Calibration:
     Arguments:
         background: keys (n×m) of ordinary text.
         false_positive_rate: share of such keys that may be swapped; None: only the edited keys count.
-        edited_fraction: of the smallest ℓ that any edited key had when its batch was written.
+        edited_fraction: of the smallest ℓ that the subject of any edited prompt had when its batch was written.
     """
 
     def __init__(self, background: Float[Tensor, "n m"], false_positive_rate: float | None, edited_fraction: float):
@@ -104,9 +104,9 @@ class Calibration:
             self._prior = self._by_rows(gate.prior)
         self._known = self._known + self._energy(factor)
 
-    def smallest_with(self, gate: LeverageGate, keys: Float[Tensor, "m u"]) -> float:
-        """The smallest edited ℓ once a batch of keys is written."""
-        return min(self.smallest, gate.leverage(keys.T).min().item())
+    def smallest_with(self, gate: LeverageGate, keys: Float[Tensor, "u m"]) -> float:
+        """The smallest edited ℓ once a batch is written; its keys as its prompts have them."""
+        return min(self.smallest, gate.leverage(keys).min().item())
 
     def threshold(self, gate: LeverageGate, factor: Float[Tensor, "m u"], smallest: float) -> float:
         """τ for a batch that `gate` has grown by and `absorb` has not noted yet."""
