@@ -3,7 +3,7 @@
 python benchmarks/saved_edits.py                   GPT2-XL's widths, 5 edited layers, 1,000 edits in batches of 10
 python benchmarks/saved_edits.py --batch-size 1    the same edits one by one
 
-Only the edited blocks are built, with random weights, and the steps are random numbers of the leverage gate's shapes: what
+Only the edited blocks are built, with random weights; the steps are random numbers of the leverage gate's shapes: what
 they hold changes neither size nor time.
 """
 

@@ -182,7 +182,7 @@ def test_a_covariance_without_a_sample_is_refused_by_this_gate_alone(
     assert read_covariance(tmp_path / "old").background == {}
     options = {name: value for name, value in OPTIONS.items() if name != "steps"}
     for covariance in (tmp_path / "old", bare.matrices):
-        with pytest.raises(CovarianceError, match="no sample of background keys.*false_positive_rate=None") as caught:
+        with pytest.raises(CovarianceError, match=r"no sample of background keys.*false_positive_rate=None") as caught:
             Editor(build_model(family), tokenizer, METHOD, covariance, **options)
         assert "\n" not in str(caught.value)
     Editor(build_model(family), tokenizer, "coachhook", tmp_path / "old", **options).edit(requests[:1])

@@ -63,11 +63,11 @@ class LeverageGate:
         """The gate once a batch is written; the first one brings the sketch. τ stays until it is set anew."""
         return replace(self, factors=factors, sketch=self.sketch if sketch is None else sketch.float())
 
-    def prior(self, keys: Float[Tensor, "... m"]) -> Float[Tensor, "..."]:
+    def prior(self, keys: Float[Tensor, "*tokens m"]) -> Float[Tensor, " *tokens"]:
         """kᵀA0⁻¹k, by the sketch."""
         return (keys.float() @ self.sketch.T).square().sum(-1)
 
-    def leverage(self, keys: Float[Tensor, "... m"]) -> Float[Tensor, "..."]:
+    def leverage(self, keys: Float[Tensor, "*tokens m"]) -> Float[Tensor, " *tokens"]:
         """ℓ(k) of every token."""
         return (keys.float() @ self.factors.right).square().sum(-1) / self.prior(keys)
 
