@@ -31,7 +31,7 @@ class Stream:
         return Hook(self.delta[layer], opens=opens)
 
     def set_tau(self, layer, keys):
-        own = [leverage(self.priors[layer], self.past[layer], key) for key in keys.T]
+        own = [leverage(self.priors[layer], self.past[layer], key) for key in keys]
         self.smallest[layer] = min(self.smallest[layer], *own)
         ordinary = sorted(leverage(self.priors[layer], self.past[layer], key) for key in self.background[layer])
         place = math.ceil((1 - self.rate) * (len(ordinary) - 1))  # the share of keys at or above it is about `rate`
@@ -51,5 +51,5 @@ def step(model, tokenizer, requests, stream, prefixes, settings):
         change = dense_update(stream.priors[layer], 1.0, stream.past[layer], keys, residuals)
         stream.delta[layer] = stream.delta[layer] + change
         stream.past[layer] = torch.cat([stream.past[layer], keys.double()], 1)
-        stream.set_tau(layer, keys)
+        stream.set_tau(layer, [find_key(model, tokenizer, r, layer, (), hooks) for r in requests])
         hooks[layer] = stream.hook(layer)

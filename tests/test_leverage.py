@@ -151,7 +151,7 @@ def test_the_cheap_form_decides_as_the_exact_one_on_999_of_1000_tokens():
     for rows in (512, width):
         _, gate = gate_of(covariance, batches, rows)
         calibration = Calibration(sample[:4096], 0.01, 0.5)
-        smallest = calibration.smallest_with(gate, torch.cat(batches, 1).float())
+        smallest = calibration.smallest_with(gate, torch.cat(batches, 1).T.float())
         tau = calibration.threshold(gate, gate.factors.right, smallest)
         decisions.append(gate.leverage(tokens) >= tau)
     assert (decisions[0] == decisions[1]).float().mean() >= 0.999
@@ -168,7 +168,7 @@ def test_tau_is_the_larger_of_quantile_and_fraction():
 
     def tau(rate, fraction):
         calibration = Calibration(background, rate, fraction)
-        return calibration.threshold(gate, factor, calibration.smallest_with(gate, past.float()))
+        return calibration.threshold(gate, factor, calibration.smallest_with(gate, past.T.float()))
 
     assert tau(0.1, 0.0) == pytest.approx(ordinary.quantile(0.9, interpolation="higher").item(), rel=1e-5)
     assert (ordinary >= tau(0.1, 0.0)).float().mean() == pytest.approx(0.1, abs=0.005)
@@ -181,7 +181,11 @@ def test_tau_is_the_larger_of_quantile_and_fraction():
 def test_batch_by_batch_calibrates_as_all_at_once():
     covariance, batches = problem()
     background = ordinary_keys(1100, len(covariance), 6)
-    calibration, factors, solver = Calibration(background, 0.05, 0.0), LowRank(), FactoredLeastSquares(covariance, WEIGHT)
+    calibration, factors, solver = (
+        Calibration(background, 0.05, 0.0),
+        LowRank(),
+        FactoredLeastSquares(covariance, WEIGHT),
+    )
     sketch = prior_sketch(solver, len(covariance), 100, 0)
     gate = LeverageGate().grown(factors, sketch)
     for keys in batches:

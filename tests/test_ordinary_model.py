@@ -18,7 +18,7 @@ from coachhook.editors import METHODS
 from coachhook.editors.base import HookLayerMethod
 from coachhook.errors import CoachHookError
 
-STRONG = {"learning_rate": 0.1, "target_lr": 2.0, "clamp": 10.0}
+STRONG = {"learning_rate": 0.1, "target_lr": 2.0, "clamp": 10.0, "target_steps": 8, "covariance_weight": 0.1}
 
 
 def kinds():

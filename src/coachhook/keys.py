@@ -74,9 +74,13 @@ class KeyPrompts:
         last = torch.tensor([row.subject_last for row in rows], device=device)
         return cls(batch, last, len(requests), len(prefixes))
 
+    def plain(self, keys: Float[Tensor, "rows m"]) -> Float[Tensor, "u m"]:
+        """The keys of the plain prompts alone."""
+        return keys[: self.requests].float()
+
     def combine(self, keys: Float[Tensor, "rows m"]) -> Float[Tensor, "u m"]:
         """One key per request from one key per prompt."""
-        plain = keys[: self.requests].float()
+        plain = self.plain(keys)
         if not self.prefixes:
             return plain
         prefixed = keys[self.requests :].float().unflatten(0, (self.requests, self.prefixes)).mean(1)
@@ -103,10 +107,14 @@ class LayerSweep:
 
     def keys(self, layer: int) -> Float[Tensor, "u m"]:
         """The batch's keys at `layer` (not below an earlier call's), float32."""
+        return self._prompts.combine(self.prompt_keys(layer))
+
+    def prompt_keys(self, layer: int) -> Float[Tensor, "rows m"]:
+        """One key per prompt instead of one per request."""
         self._advance(layer)
         with rewrite_inputs(self._parts, [layer]) as recorded:
             self._run(layer, self._hidden, self._every)
-        return self._prompts.combine(at(recorded[layer], self._every, self._prompts.subject_last))
+        return at(recorded[layer], self._every, self._prompts.subject_last)
 
     def hidden(self, layer: int) -> Float[Tensor, "u d"]:
         """The hidden states of the plain prompts' subjects at the last edited layer, float32."""

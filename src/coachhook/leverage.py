@@ -67,11 +67,11 @@ class LeverageGate:
         """The gate on another device, where `factors` are already."""
         return replace(self, factors=factors, sketch=None if self.sketch is None else self.sketch.to(device))
 
-    def prior(self, keys: Float[Tensor, "... m"]) -> Float[Tensor, "..."]:
+    def prior(self, keys: Float[Tensor, "*tokens m"]) -> Float[Tensor, " *tokens"]:
         """kᵀA0⁻¹k, by the sketch."""
         return (keys.float() @ self.sketch.T).square().sum(-1)
 
-    def leverage(self, keys: Float[Tensor, "... m"]) -> Float[Tensor, "..."]:
+    def leverage(self, keys: Float[Tensor, "*tokens m"]) -> Float[Tensor, " *tokens"]:
         """ℓ(k) of every token."""
         return (keys.float() @ self.factors.right).square().sum(-1) / self.prior(keys)
 
@@ -90,7 +90,7 @@ class Calibration:
     Arguments:
         background: keys (n×m) of ordinary text.
         false_positive_rate: share of such keys that may be swapped; None: only the edited keys count.
-        edited_fraction: of the smallest ℓ that any edited key had when its batch was written.
+        edited_fraction: of the smallest ℓ that the subject of any edited prompt had when its batch was written.
     """
 
     def __init__(self, background: Float[Tensor, "n m"], false_positive_rate: float | None, edited_fraction: float):
@@ -105,12 +105,12 @@ class Calibration:
     def absorb(self, gate: LeverageGate, factor: Float[Tensor, "m u"]) -> None:
         """Note a batch that `gate` has grown by; `factor` is its part of V."""
         if self._prior is None:  # the same sketch throughout
-            self._prior = self._by_rows(gate.prior)
+            self._prior = self._by_rows(gate.moved(self._background.device, None).prior)
         self._known = self._known + self._energy(factor)
 
-    def smallest_with(self, gate: LeverageGate, keys: Float[Tensor, "m u"]) -> float:
-        """The smallest edited ℓ once a batch of keys is written."""
-        return min(self.smallest, gate.leverage(keys.T).min().item())
+    def smallest_with(self, gate: LeverageGate, keys: Float[Tensor, "u m"]) -> float:
+        """The smallest edited ℓ once a batch is written; its keys as its prompts have them."""
+        return min(self.smallest, gate.leverage(keys).min().item())
 
     def threshold(self, gate: LeverageGate, factor: Float[Tensor, "m u"], smallest: float) -> float:
         """τ for a batch that `gate` has grown by and `absorb` has not noted yet."""
@@ -122,7 +122,8 @@ class Calibration:
         return max(edited, torch.quantile(leverage, 1 - self._rate, interpolation="higher").item())
 
     def _energy(self, factor: Float[Tensor, "m u"]) -> Float[Tensor, " n"]:
-        return self._by_rows(lambda keys: (keys @ factor.float()).square().sum(-1))
+        factor = factor.to(self._background)
+        return self._by_rows(lambda keys: (keys @ factor).square().sum(-1))
 
     def _by_rows(self, measure) -> Float[Tensor, " n"]:
         parts = [measure(rows).double() for rows in self._background.split(_ROWS_AT_ONCE)]

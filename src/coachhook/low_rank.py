@@ -35,7 +35,7 @@ class LowRank:
     def nbytes(self) -> int:
         return sum(part.nbytes for part in (*self._left, *self._right))
 
-    def apply(self, vectors: Float[Tensor, "... m"]) -> Float[Tensor, "... d"]:
+    def apply(self, vectors: Float[Tensor, "*tokens m"]) -> Float[Tensor, "*tokens d"]:
         """The matrix times each vector."""
         return (vectors @ self.right) @ self.left.T
 

@@ -87,7 +87,7 @@ class RecursiveLeastSquares:
     def prior_root(self, vectors: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
         """M X, float64, with M Mᵀ = (λC0)⁻¹."""
         upper = self._factor.T
-        return torch.linalg.solve_triangular(upper, vectors.double(), upper=True) / self.weight**0.5
+        return torch.linalg.solve_triangular(upper, vectors.to(upper), upper=True) / self.weight**0.5
 
     def solve(self, vectors: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
         """A⁻¹ X, float64."""
@@ -169,7 +169,7 @@ class FactoredLeastSquares(RecursiveLeastSquares):
 
     def absorb_factor(self, factor: Float[Tensor, "m u"]) -> None:
         """A⁻¹ ← A⁻¹ − V Vᵀ, V being what `factor` gave for a batch."""
-        self._factors = torch.cat([self._factors, factor.double()], 1)
+        self._factors = torch.cat([self._factors, factor.to(self._factors)], 1)
 
 
 class NullSpaceLeastSquares(RecursiveLeastSquares):

@@ -29,13 +29,16 @@ class CoachHookConfig(MemitConfig):
     )
 
     false_positive_rate: float | None = Field(
-        0.01,
+        0.05,
         gt=0,
         lt=1,
         description="leverage gate: share of ordinary text's tokens it may swap; null: only the edited keys set τ",
     )
     edited_fraction: float = Field(
-        0.5, ge=0, le=1, description="leverage gate: τ is at least this fraction of the edited keys' smallest leverage"
+        0.85,
+        ge=0,
+        le=1,
+        description="leverage gate: τ is at least this fraction of the edited subjects' smallest leverage",
     )
     sketch_size: int = Field(
         1024, ge=1, description="leverage gate: rows that kᵀA0⁻¹k is taken from; keys of at most this width are exact"

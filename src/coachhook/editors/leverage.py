@@ -58,9 +58,7 @@ class LeverageHook(CoachHook):
                     "wrote, or false_positive_rate=None to go by the edited keys alone"
                 )
             background = torch.zeros(0, self.parts.width(layer))
-        return Calibration(
-            background.to(self.parts.device(layer)), config.false_positive_rate, config.edited_fraction
-        )
+        return Calibration(background.to(self.parts.device(layer)), config.false_positive_rate, config.edited_fraction)
 
     def _gate(self) -> Gate:
         return LeverageGate()
@@ -85,7 +83,7 @@ class LeverageHook(CoachHook):
         hook.grow(step["left"], step["right"])
         hook.gate = hook.gate.grown(hook.factors, step.get("sketch"))
 
-    def _set_gate(self, layer: int, keys: Float[Tensor, "m u"], step: dict[str, Tensor]) -> None:
+    def _set_gate(self, layer: int, keys: Float[Tensor, "u m"], step: dict[str, Tensor]) -> None:
         hook, calibration = self.hooks[layer], self._calibrations[layer]
         smallest = self._smallest[layer] = calibration.smallest_with(hook.gate, keys)
         hook.gate = replace(hook.gate, threshold=calibration.threshold(hook.gate, step["right"], smallest))

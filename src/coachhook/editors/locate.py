@@ -139,7 +139,8 @@ class LocateThenEdit(HookLayerMethod):
         sweep = LayerSweep(self.parts, self.hooks, prompts, layers)
         tensors = {}
         for index, layer in enumerate(layers):
-            keys = sweep.keys(layer).T.contiguous()
+            prompt_keys = sweep.prompt_keys(layer)
+            keys = prompts.combine(prompt_keys).T.contiguous()
             hidden = sweep.hidden(layer)
             residuals = (targets.to(hidden.device) - hidden) / (len(layers) - index)
             if layer in self._norms:
@@ -147,7 +148,7 @@ class LocateThenEdit(HookLayerMethod):
                 residuals = before_norm(norm, sweep.given(norm, layer), residuals)
             step = self._step(layer, keys, residuals.T.to(keys.device).contiguous())
             self._apply(layer, step)
-            self._set_gate(layer, keys, step)
+            self._set_gate(layer, prompts.plain(prompt_keys), step)
             self.hooks[layer].mode = "validated"
             if self.remembers_keys:
                 step["keys"] = keys
@@ -162,8 +163,8 @@ class LocateThenEdit(HookLayerMethod):
         """W_h += Δ, from what is kept."""
         self.hooks[layer].add(kept_change(step))
 
-    def _set_gate(self, layer: int, keys: Float[Tensor, "m u"], step: dict[str, Tensor]) -> None:
-        """Fit a layer's gate to what was just written there."""
+    def _set_gate(self, layer: int, keys: Float[Tensor, "u m"], step: dict[str, Tensor]) -> None:
+        """Fit a layer's gate to what was just written there, for the plain prompts' keys."""
 
     def _matrix(self, layer: int) -> Float[Tensor, "m m"]:
         """C0 of a layer, on the device of its weights."""
