@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -109,6 +109,10 @@ class Method(ABC):
         """Layer, z-scores (batch, time) and mask of real tokens; methods without hook layers have none."""
         return iter(())
 
+    def recorded_swaps(self) -> AbstractContextManager[dict[int, list[Tensor]]]:
+        """Inside, per hook layer, which tokens of each call it answers for; methods without hook layers have none."""
+        return nullcontext({})
+
 
 class HookLayerMethod(Method):
     """A method whose edits are the ΔW of hook layers."""
@@ -124,6 +128,9 @@ class HookLayerMethod(Method):
 
     def close(self) -> None:
         self.hooks.close()
+
+    def recorded_swaps(self) -> AbstractContextManager[dict[int, list[Tensor]]]:
+        return self.hooks.recorded_swaps()
 
     def state_bytes(self) -> int:
         return self.hooks.state_bytes()
