@@ -159,6 +159,7 @@ def test_what_the_user_can_mend_is_one_line_and_nothing_is_written(folder, reque
     refused("--layers: 'a,b' is not a list", *covered, "--layers", "a,b")
     refused("layers: field required (method ft-m); suggested_layers", *start, "--method", "ft-m")
     refused("trained_editor: method mend needs one", *start, "--method", "mend", "--layers", "1")
+    refused(f"MODEL: {folder / 'nope'} cannot be loaded", *folder.edit(folder / "nope", 1, new))
     refused("--base: ", *covered, "--base", model)
     refused("--requests: ", "edit", model, "--requests", folder / "none.json", "--out", new)
     refused("--out: ", *folder.edit(model, 2, edits))
@@ -191,6 +192,8 @@ def test_a_command_that_is_incomplete_ends_with_2(folder):
     assert result.exit_code == 2
     assert "--dry-run" in result.stderr
     assert call("edit", folder.model).exit_code == 2
+    assert call(*folder.edit(folder.model, 1, folder / "new", "--texts", folder.texts)).exit_code == 2
+    assert not (folder / "new").exists()
     assert call("edit", folder.model, "--requests", folder.week(1), "--batch-size", 0).exit_code == 2
 
 

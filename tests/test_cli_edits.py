@@ -138,7 +138,14 @@ def test_what_the_user_can_mend_is_one_line(made, copy, tmp_path):
     refused("protocol 'best' is unknown", "evaluate", edits, "--requests", made / "all.json", "--protocol", "best")
     refused("--requests: ", "evaluate", edits, "--requests", nowhere)
     refused("--texts: nowhere is not a file or a folder", "inspect", edits, "--texts", "nowhere")
-    refused("give the model itself (command line: --base)", "generate", edits, "x", "--base", nowhere)
+    refused(
+        "give the model itself, or name it (base=, on the command line --base)",
+        "generate",
+        edits,
+        "x",
+        "--base",
+        nowhere,
+    )
     (copy / "edits.json").write_text("{")
     refused("edits.json: damaged", "inspect", copy)
     assert call("rollback", edits, "--to", -1).exit_code == 2

@@ -7,6 +7,7 @@ import os
 import torch
 
 from coachhook.editor import Editor
+from coachhook.journal import JournalError
 from coachhook.saved_edits import read_edits
 
 
@@ -35,7 +36,10 @@ def load_editor(
         identity = identity.model_copy(update={"name": str(base), "revision": None})
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = identity.load().to(device)
+    try:
+        model = identity.load().to(device)
+    except JournalError as error:
+        raise JournalError(f"{error}, or name it (base=, on the command line --base)") from None
     editor = Editor.from_pretrained(directory, model, covariance=covariance)
     if step is not None:
         try:

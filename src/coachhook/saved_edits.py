@@ -81,15 +81,13 @@ class BaseModelIdentity(BaseModel):
             JournalError: it has none, or nothing is found under it.
         """
         if not self.name:
-            problem = "the saved edits know no name of their base model; give the model itself (command line: --base)"
-            raise JournalError(f"model: {problem}")
+            raise JournalError("model: the saved edits know no name of their base model; give the model itself")
         try:
             dtype = getattr(torch, self.dtype)
             return AutoModelForCausalLM.from_pretrained(self.name, revision=self.revision, dtype=dtype)
         except (OSError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
-            problem = f"{self.name} cannot be loaded ({reason}); give the model itself (command line: --base)"
-            raise JournalError(f"model: {problem}") from None
+            raise JournalError(f"model: {self.name} cannot be loaded ({reason}); give the model itself") from None
 
 
 def _probes(records: list[dict]) -> list[Probe]:

@@ -66,7 +66,9 @@ class Choice:
             raise CoachHookError(f"--base: {model} holds no edits, so it is the base model; leave --base out")
         method = self.method or DEFAULT_METHOD
         self._check_covariance(method)
-        loaded, tokenizer = load(model, dtype, choose_device(device), architecture)
+        # A path that holds from anywhere: the edits know their base model by it.
+        name = str(Path(model).resolve()) if Path(model).is_dir() else model
+        loaded, tokenizer = load(name, dtype, choose_device(device), architecture)
         files = {"covariance": self.covariance, "trained_editor": self.trained_editor}
         return Editor(loaded, tokenizer, method, **files, **self.hyperparameters)
 

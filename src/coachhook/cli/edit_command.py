@@ -97,6 +97,8 @@ def edit(
     with one_line_errors():
         if out is None and not dry_run:
             raise typer.BadParameter("name a directory to write, or try it with --dry-run", param_hint="--out")
+        if texts and not dry_run:
+            raise typer.BadParameter("it is for --dry-run", param_hint="--texts")
         wanted = read_request_file(requests)
         size = batch_size or len(wanted)
         batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]

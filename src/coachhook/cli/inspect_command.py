@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from coachhook.gate_firing import GateFiring
     from coachhook.saved_edits import SavedEdits
 
+_THRESHOLDS = {"alpha": "α", "tau": "τ"}
+
 
 def inspect(
     directory: EditsArgument,
@@ -81,12 +83,8 @@ def _steps(saved: SavedEdits, directory: Path) -> list[dict]:
 
 
 def _thresholds(info: dict) -> dict[str, dict[str, float]]:
-    """What a step noted per layer as numbers: the gate's α or τ, by its name."""
-    return {
-        name: values
-        for name, values in sorted(info.items())
-        if isinstance(values, dict) and values and all(isinstance(value, int | float) for value in values.values())
-    }
+    """Per layer what the gate's threshold was after a step, by its name; none for methods without a gate."""
+    return {name: info[name] for name in _THRESHOLDS if info.get(name)}
 
 
 def _firing(directory: Path, base: str | None, device: str, sample: list[str]) -> list[GateFiring]:
@@ -131,7 +129,7 @@ def _show_head(directory: Path, saved: SavedEdits, rows: list[dict]) -> None:
 def _show_steps(rows: list[dict]) -> None:
     from coachhook.needs import size
 
-    names = sorted({name for row in rows for name in row["thresholds"]})
+    names = [name for name in _THRESHOLDS if any(name in row["thresholds"] for row in rows)]
     told = [
         (
             str(row["step"]),
@@ -142,7 +140,7 @@ def _show_steps(rows: list[dict]) -> None:
         )
         for row in rows
     ]
-    columns = ("step", "edited (UTC)", "requests", "size", *names)
+    columns = ("step", "edited (UTC)", "requests", "size", *(f"{_THRESHOLDS[name]} of each layer" for name in names))
     if told:
         console().print()
         console().print(table(columns, told, right=("step", "requests", "size")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -109,9 +109,10 @@ class Method(ABC):
         """Layer, z-scores (batch, time) and mask of real tokens; methods without hook layers have none."""
         return iter(())
 
-    def recorded_swaps(self) -> AbstractContextManager[dict[int, list[Tensor]]]:
+    @contextmanager
+    def recorded_swaps(self) -> Iterator[dict[int, list[Tensor]]]:
         """Inside, per hook layer, which tokens of each call it answers for; methods without hook layers have none."""
-        return nullcontext({})
+        yield {}
 
 
 class HookLayerMethod(Method):
