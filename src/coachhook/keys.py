@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from coachhook.architectures import ModelParts
 from coachhook.devices import at
-from coachhook.edit_request import EditRequest
+from coachhook.edit_request import EditRequest, RequestError
 from coachhook.hooks import HookLayers
 from coachhook.tokens import EncodedPrompt, PaddedBatch, encode, pad, pad_id
 from coachhook.tracing import block_inputs, rewrite_inputs
@@ -27,6 +27,24 @@ def encode_edit(
     """The request's prompt behind a prefix, with the place of the subject's last token."""
     end = len(prefix) + request.subject_span(request.text)[1]
     return encode(tokenizer, prefix + request.text, answer, subject_end=end)
+
+
+def check_lengths(
+    tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], prefixes: Sequence[str], longest: int
+) -> None:
+    """Refuse what does not fit a context of `longest` tokens.
+
+    Raises:
+        RequestError: no requests, or a prompt with a prefix and its target is too long.
+    """
+    if not requests:
+        raise RequestError("there are no requests; give at least one")
+    for position, request in enumerate(requests, 1):
+        lengths = [len(encode_edit(tokenizer, request, prefix, request.target_new).ids) for prefix in ("", *prefixes)]
+        if max(lengths) > longest:
+            behind = f" ({max(lengths)} behind the longest prefix)" if max(lengths) > lengths[0] else ""
+            problem = f"{lengths[0]} tokens with its target{behind}, the context holds {longest}; shorten it"
+            raise RequestError(problem, "prompt", request.case_id, position)
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,9 @@ def _parquet_documents(path: Path, field: str) -> Iterator[str]:
         with parquet.ParquetFile(path) as file:
             if field not in file.schema_arrow.names:
                 raise TextError(f"{path}: {_no_field(field, file.schema_arrow.names)}")
-            records = (record for batch in file.iter_batches(_BATCH_ROWS, columns=[field]) for record in batch.to_pylist())
+            records = (
+                record for batch in file.iter_batches(_BATCH_ROWS, columns=[field]) for record in batch.to_pylist()
+            )
             for row, record in enumerate(records, 1):
                 yield _document(record, field, f"{path}: row {row}")
     except ArrowException as error:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from coachhook.edit_request import EditRequest
-from coachhook.editors.base import Update
+from coachhook.editors.base import MethodConfig, Update
 from coachhook.editors.locate import MemitConfig, MemitSolve
 from coachhook.gates import Gate, NoGate, PaperGate, z_scores
 from coachhook.tokens import pad, pad_id
@@ -20,13 +20,33 @@ from coachhook.tracing import rewrite_inputs
 class CoachHookConfig(MemitConfig):
     """Hyper-parameters; defaults are the published ones for GPT2-XL and GPT-J."""
 
-    gate: Literal["paper", "off"] = Field("paper", description="which tokens the hook layers answer for")
+    gate: Literal["paper", "leverage", "off"] = Field("paper", description="which tokens the hook layers answer for")
     covariance_weight: float = Field(15_000, gt=0, description="λ, weight of the covariance C0")
     alpha: float = Field(2.2, description="α_z, the paper gate's first threshold")
     past_weight: Annotated[float, Field(ge=0)] | Literal["lambda"] = Field(
         1.0,
         description="weight of earlier batches' keys: 1, 0 (MEMIT forgets them) or lambda (released ablation)",
     )
+
+    false_positive_rate: float | None = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="leverage gate: share of ordinary text's tokens it may swap; null: only the edited keys set τ",
+    )
+    edited_fraction: float = Field(
+        0.5, ge=0, le=1, description="leverage gate: τ is at least this fraction of the edited keys' smallest leverage"
+    )
+    sketch_size: int = Field(
+        1024, ge=1, description="leverage gate: rows that kᵀA0⁻¹k is taken from; keys of at most this width are exact"
+    )
+
+    @field_validator("past_weight")
+    @classmethod
+    def _all_keys_remembered(cls, past_weight: float | str, info: ValidationInfo) -> float | str:
+        if info.data.get("gate") == "leverage" and past_weight != 1:
+            raise ValueError("must be 1 with gate: leverage, which asks what the solution knows from all edits")
+        return past_weight
 
     @property
     def past_key_weight(self) -> float:
@@ -40,6 +60,14 @@ class CoachHook(MemitSolve):
     paper = "Li et al., EMNLP 2024: Consecutive Batch Model Editing with HooK Layers"
     effect = "scoped"
     config: CoachHookConfig
+
+    @classmethod
+    def for_config(cls, config: MethodConfig) -> type[CoachHook]:
+        from coachhook.editors.leverage import LeverageHook  # which is a CoachHook
+
+        if config.gate == "leverage":
+            return LeverageHook
+        return CoachHook if cls is LeverageHook else cls
 
     @property
     def remembers_keys(self) -> bool:
@@ -69,8 +97,9 @@ class CoachHook(MemitSolve):
             self._tighten(requests)
         return Update(update.tensors, {"alpha": {str(layer): alpha for layer, alpha in self._alphas().items()}})
 
-    def _remember(self, layer: int, keys: Tensor) -> None:
-        self._solvers[layer].absorb(keys, self.config.past_key_weight)
+    def _remember(self, layer: int, step: dict[str, Tensor]) -> None:
+        if self.remembers_keys:
+            self._solvers[layer].absorb(step["keys"], self.config.past_key_weight)
 
     def _forget(self, layer: int) -> None:
         self._solvers[layer].forget()
