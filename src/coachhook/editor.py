@@ -250,6 +250,12 @@ class Editor:
         """Per hook layer: its index, the z-score of every token of `texts` (batch, time), the mask of real tokens."""
         return self._method.z_scores(texts)
 
+    def recorded_swaps(self) -> AbstractContextManager[dict[int, list[Tensor]]]:
+        """Inside, what the gates do: per hook layer one mask (batch, time) per call of the model, True where the edited
+        weights answered. Padding counts for nothing. Empty for methods without hook layers.
+        """
+        return self._method.recorded_swaps()
+
     def close(self) -> None:
         """Take everything off the model: it is the base model again."""
         if not self._closed:

@@ -44,6 +44,7 @@ class HookLayer:
         self._gathers = False
         self.factors: LowRank | None = None  # of what `grow` added; it is never summed into `delta`
         self.real: Bool[Tensor, "batch time"] | None = None
+        self.swaps: list[Bool[Tensor, "batch time"]] | None = None
         self._handle = RewriteHook(parts, layer, self._answer)
 
     @property
@@ -134,15 +135,21 @@ class HookLayer:
 
     def _answer(self, keys: Float[Tensor, "batch time m"], output: Float[Tensor, "batch time d"]) -> Tensor | None:
         if self.mode == "off" or (self.delta is None and self.factors is None):
+            self._record(keys, False)
             return None
         change = self.change(keys)
         # The sum is rounded to the model's dtype once; W_h k − W0 k in that dtype would lose small changes.
         edited = (output + change).to(output.dtype)
         real = None if self.real is None else self.real.to(change.device)
         swap = self.gate.swap(change, real, keys) if self.mode == "validated" else None
+        self._record(keys, True if swap is None else swap)
         if swap is None:
             return edited
         return torch.where(swap[..., None], edited, output)
+
+    def _record(self, keys: Float[Tensor, "batch time m"], swap: Bool[Tensor, "batch time"] | bool) -> None:
+        if self.swaps is not None:
+            self.swaps.append(swap & torch.ones(keys.shape[:-1], dtype=torch.bool, device=keys.device))
 
     def __repr__(self) -> str:
         return f"HookLayer(layer={self.layer}, mode={self.mode!r}, gate={self.gate!r})"
@@ -193,6 +200,19 @@ class HookLayers:
         """Tell the gates which tokens are real, for blocks that are run without the whole model."""
         for hook in self:
             hook.real = real
+
+    @contextmanager
+    def recorded_swaps(self) -> Iterator[dict[int, list[Bool[Tensor, "batch time"]]]]:
+        """Inside, what every layer decides: per layer one mask per call of the model, True where W_h answered."""
+        found: dict[int, list[Tensor]] = {hook.layer: [] for hook in self}
+        before = {hook: hook.swaps for hook in self}
+        for hook in self:
+            hook.swaps = found[hook.layer]
+        try:
+            yield found
+        finally:
+            for hook, earlier in before.items():
+                hook.swaps = earlier
 
     def state_bytes(self) -> int:
         """Bytes of all ΔW and of what the gates keep besides."""

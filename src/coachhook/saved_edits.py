@@ -136,11 +136,24 @@ def write_edits(
             for number, step in enumerate(steps, 1)
         ],
     )
-    write_text(directory / _INDEX, json.dumps(saved.model_dump(), ensure_ascii=False, indent=1) + "\n")
-    needed = {saved.tokenizer, saved.trained_editor, *(step.file for step in saved.steps)}
-    for path in directory.iterdir():
-        if _OURS.fullmatch(path.name) and path.name not in needed:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _write_index(directory, saved)
+
+
+def truncate_edits(directory: str | os.PathLike, to_step: int) -> None:
+    """Drop the steps after `to_step` from a directory, whole or not at all; no model is needed.
+
+    Raises:
+        JournalError: as `read_edits`, or there is no such step.
+    """
+    saved = read_edits(directory)
+    if not 0 <= to_step <= len(saved.steps):
+        raise JournalError(f"to_step: {to_step} is not between 0 and {len(saved.steps)}, the steps of {directory}")
+    _write_index(Path(directory), saved.model_copy(update={"steps": saved.steps[:to_step]}))
+
+
+def holds_edits(directory: str | os.PathLike) -> bool:
+    """Whether edits are saved there, readable or not."""
+    return (Path(directory) / _INDEX).is_file()
 
 
 def read_edits(directory: str | os.PathLike) -> SavedEdits:
@@ -168,6 +181,15 @@ def read_edits(directory: str | os.PathLike) -> SavedEdits:
 
 def read_tokenizer(directory: str | os.PathLike, saved: SavedEdits) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(Path(directory) / saved.tokenizer)
+
+
+def _write_index(directory: Path, saved: SavedEdits) -> None:
+    """Write `edits.json`; then remove what an earlier save left and this one does not name."""
+    write_text(directory / _INDEX, json.dumps(saved.model_dump(), ensure_ascii=False, indent=1) + "\n")
+    needed = {saved.tokenizer, saved.trained_editor, *(step.file for step in saved.steps)}
+    for path in directory.iterdir():
+        if _OURS.fullmatch(path.name) and path.name not in needed:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _write(directory: Path, stem: str, content: bytes) -> str:

@@ -139,6 +139,11 @@ class Method(ABC):
         """Layer, z-scores (batch, time) and mask of real tokens; methods without hook layers have none."""
         return iter(())
 
+    @contextmanager
+    def recorded_swaps(self) -> Iterator[dict[int, list[Tensor]]]:
+        """Inside, per hook layer, which tokens of each call it answers for; methods without hook layers have none."""
+        yield {}
+
 
 class HookLayerMethod(Method):
     """A method whose edits are the ΔW of hook layers."""
@@ -165,6 +170,9 @@ class HookLayerMethod(Method):
 
     def close(self) -> None:
         self.hooks.close()
+
+    def recorded_swaps(self) -> AbstractContextManager[dict[int, list[Tensor]]]:
+        return self.hooks.recorded_swaps()
 
     def state_bytes(self) -> int:
         return self.hooks.state_bytes()
