@@ -36,9 +36,8 @@ class Editor:
     ```
 
     Arguments:
-        model: a `PreTrainedModel`; it stays usable as it is, now with the edits. One editor at a time. Its own weights
-            remain the base model's, and so does what its own `save_pretrained` and `state_dict` give. A deep copy
-            holds the edits as they are, and no editor can change them.
+        model: a `PreTrainedModel`; it stays usable as it is, now with the edits. One editor at a time. Its own
+            `save_pretrained` and `state_dict` still give the base model's weights. A deep copy holds the edits for good.
         method: one of `methods()`.
         covariance: file from `compute_covariance`, or C0 (m×m) per layer, for methods that need one.
         trained_editor: file from `TrainedMethod.train`, for methods that need one (mend, serac).
@@ -91,8 +90,6 @@ class Editor:
         """
         saved = read_edits(directory)
         steps = saved.first(step, directory)
-        if model is not None:
-            refuse_edited(model)
         model = saved.base(model, directory)
         editor = cls.__new__(cls)
         editor._open(
@@ -220,17 +217,13 @@ class Editor:
     def merge_and_unload(self) -> PreTrainedModel:
         """A plain copy of the model that holds the edits in its weights, for methods without a gate.
 
-        The base model and this editor stay as they are, so there has to be memory for a second model. Outputs are the
-        edited model's up to rounding: ΔW, kept in float32, is added to the weights in their own dtype, where changes
-        below its resolution are lost.
+        This editor and its model stay as they are, so there has to be memory for a second model. Outputs are the edited
+        model's up to rounding: ΔW is added to weights in their own dtype, and changes below its resolution are lost.
 
         Raises:
-            EditorError: the method decides token by token whether its edits answer, or weights are offloaded, or the
-                editor is closed.
+            EditorError: the method has a gate, or weights are offloaded, or the editor is closed.
         """
         self._check_open()
-        if any(parameter.is_meta for parameter in self.model.parameters()):
-            raise EditorError("model: weights that are offloaded cannot be copied; load the model without offloading")
         try:
             merged = self._method.merged()
         except MergeError as error:

@@ -23,6 +23,7 @@ import coachhook
 from coachhook.architectures import declare_architecture
 from coachhook.base_identity import BaseModelIdentity
 from coachhook.edit_request import EditRequest, Probe
+from coachhook.edited_model import refuse_edited
 from coachhook.editors.base import MethodConfig
 from coachhook.journal import JournalError, Step, pack_step, read_update, write_bytes, write_text
 
@@ -83,8 +84,10 @@ class SavedEdits(BaseModel):
 
         Raises:
             JournalError: it is not the one that was edited, or cannot be loaded.
+            EditorError: an editor is open on it, or it is a copy of an edited model.
         """
         model = self.base_model.load() if model is None else model
+        refuse_edited(model)
         if self.base_model.architecture is not None:
             declare_architecture(model, self.base_model.architecture)
         differences = self.base_model.differences(BaseModelIdentity.of(model, self.layers))

@@ -157,6 +157,8 @@ class HookLayerMethod(Method):
     def merged(self) -> PreTrainedModel:
         if any(not isinstance(hook.gate, NoGate) for hook in self.hooks):
             return super().merged()
+        if any(weight.is_meta for weight in self.model.parameters()):
+            raise MergeError("weights that are offloaded cannot be copied; load the model without offloading")
         model, hooks = copy.deepcopy((self.model, self.hooks))  # together: the copied hooks are on the copied model
         hooks.merge()
         return model
