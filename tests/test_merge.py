@@ -5,6 +5,7 @@ import torch
 from accelerate import dispatch_model
 from conftest import LAYERS, build_model
 from test_all_methods import settings, trained_editor  # noqa: F401 (a fixture)
+from test_devices import WHOLE, llama
 from test_editors import logits, make_editor
 from transformers import AutoModelForCausalLM
 
@@ -87,7 +88,7 @@ def test_an_editor_without_steps_merges_into_the_base_model(tokenizer, requests,
 
 
 def test_offloaded_weights_are_refused(tokenizer, requests, covariances, tmp_path):
-    model = dispatch_model(build_model("gpt2"), {"": "disk"}, offload_dir=tmp_path)
+    model = dispatch_model(llama(), dict.fromkeys(WHOLE, "disk"), offload_dir=tmp_path)
     editor = make_editor(model, tokenizer, covariances, "memit", target_steps=1)
     editor.edit(requests[:2])
     with pytest.raises(CoachHookError, match="method memit: weights that are offloaded cannot be copied; load"):

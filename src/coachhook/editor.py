@@ -37,7 +37,7 @@ class Editor:
 
     Arguments:
         model: a `PreTrainedModel`; it stays usable as it is, now with the edits. One editor at a time. Its own
-            `save_pretrained` and `state_dict` still give the base model's weights. A deep copy holds the edits for good.
+            `save_pretrained` and `state_dict` still give the base weights. A deep copy holds the edits for good.
         method: one of `methods()`.
         covariance: file from `compute_covariance`, or C0 (m×m) per layer, for methods that need one.
         trained_editor: file from `TrainedMethod.train`, for methods that need one (mend, serac).
