@@ -13,6 +13,7 @@ from coachhook.edit_request import EditRequest
 from coachhook.editors.base import MethodConfig, Update
 from coachhook.editors.locate import MemitConfig, MemitSolve
 from coachhook.gates import Gate, NoGate, PaperGate, z_scores
+from coachhook.keys import KeyPrompts
 from coachhook.tokens import pad, pad_id
 from coachhook.tracing import rewrite_inputs
 
@@ -28,6 +29,9 @@ class CoachHookConfig(MemitConfig):
         description="weight of earlier batches' keys: 1, 0 (MEMIT forgets them) or lambda (released ablation)",
     )
 
+    bare_subject: bool = Field(
+        False, description="whether a third of each key is that of '{subject} is a', for prompts that begin with it"
+    )
     false_positive_rate: float | None = Field(
         0.05,
         gt=0,
@@ -106,6 +110,10 @@ class CoachHook(MemitSolve):
 
     def _forget(self, layer: int) -> None:
         self._solvers[layer].forget()
+
+    def _key_prompts(self, requests: Sequence[EditRequest]) -> KeyPrompts:
+        device = self.parts.input_device
+        return KeyPrompts.encode(self.tokenizer, requests, self.prefixes, device, bare=self.config.bare_subject)
 
     def _tighten(self, requests: Sequence[EditRequest]) -> None:
         """Lower α so that each of the batch's prompts, without its target, can pass every layer's gate."""

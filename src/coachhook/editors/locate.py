@@ -121,9 +121,11 @@ class LocateThenEdit(HookLayerMethod):
         with self.hooks.modes("validated"):
             targets = self._targets(requests)
         with torch.no_grad(), self.hooks.modes("temporary"):
-            prompts = KeyPrompts.encode(self.tokenizer, requests, self.prefixes, self.parts.input_device)
-            tensors = self._write(prompts, targets)
+            tensors = self._write(self._key_prompts(requests), targets)
         return Update({name: tensor.cpu() for name, tensor in tensors.items()})
+
+    def _key_prompts(self, requests: Sequence[EditRequest]) -> KeyPrompts:
+        return KeyPrompts.encode(self.tokenizer, requests, self.prefixes, self.parts.input_device)
 
     def _targets(self, requests: Sequence[EditRequest]) -> Float[Tensor, "u d"]:
         layer, settings = self.config.layers[-1], self._target_settings(requests)
