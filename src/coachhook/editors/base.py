@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -78,8 +78,8 @@ class Method(ABC):
         self.parts = ModelParts(model)
 
     @classmethod
-    def for_config(cls, config: MethodConfig) -> type[Method]:
-        """The class that does what `config` asks for, where a method's variants are classes of their own."""
+    def variant(cls, hyperparameters: Mapping) -> type[Method]:
+        """The class that does what the hyper-parameters ask for, where a method's variants are classes of their own."""
         return cls
 
     @abstractmethod
