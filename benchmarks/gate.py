@@ -30,7 +30,7 @@ from coachhook.solver import FactoredLeastSquares
 from coachhook.stream_draw import draw_requests
 from coachhook.tracing import rewrite_inputs
 
-FRACTIONS, RATES = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), (0.01, 0.05, 0.1, 0.2)
+FRACTIONS, RATES = (0.5, 0.7, 0.8, 0.85, 0.9, 0.95), (0.01, 0.05, 0.1)
 FILLERS = (0, 2, 5, 10, 20, 40)  # tokens of unrelated text before a prompt
 
 
@@ -52,10 +52,11 @@ class Examined:
         model = AutoModelForCausalLM.from_pretrained(options.model)
         tokenizer = AutoTokenizer.from_pretrained(options.model)
         self.covariance = read_covariance(options.covariance, model)
-        values = {"seed": options.seed, **options.set, **hyperparameters}
+        values = {"seed": options.seed, **options.set} | hyperparameters
+        values = {name: value for name, value in values.items() if value is not None}
         self.editor = Editor(model, tokenizer, method, self.covariance, **values)
         self.requests, self.keys = requests, {}
-        asked = questions(requests)
+        asked = questions(requests[:: max(1, len(requests) // options.evaluated)])
         self._asked = asked, predict_base(model, tokenizer, asked, "easyedit") if asked else []
         self.method = self.editor._method
         written = self.method._set_gate
@@ -141,7 +142,7 @@ def opened(examined: Examined, filler: list[int]) -> dict[str, float]:
     """Where the gates open, behind `filler`: share of subjects' last tokens (at all layers), and of other tokens."""
     editor, method = examined.editor, examined.method
     subjects, others = [], []
-    for request in examined.requests:
+    for request in examined.requests[:100]:
         encoded = encode_edit(editor.tokenizer, request)
         ids, place = torch.tensor([filler + encoded.ids]), len(filler) + encoded.subject_last
         with rewrite_inputs(editor._method.parts, method.config.layers, stop=False) as keys:
@@ -208,7 +209,7 @@ def tradeoff(options):
         examined.set_gates(gate_of)
         yield {"kind": "tradeoff", "gate": gate, "setting": setting, **examined.scores()}
     examined.editor.close()
-    paper = Examined(options, "coachhook", requests)
+    paper = Examined(options, "coachhook", requests, **options.paper)
     paper.text = examined.text
     edit(paper, requests, options.batch_size)
     yield {"kind": "tradeoff", "gate": "paper", "setting": 0, **paper.scores()}
@@ -225,11 +226,11 @@ def edits(options):
                 requests.append(request)
     requests = draw_requests(requests, min(options.edits, len(requests)), options.seed)
     for method, gate in (("coachhook-leverage", "leverage"), ("coachhook", "paper"), ("coachhook-nohook", "off")):
-        examined = Examined(options, method, [])
+        examined = Examined(options, method, [], **({} if gate == "leverage" else options.paper))
         for start in range(0, len(requests), options.every):
             edit(examined, requests[start : start + options.every], options.batch_size)
             done = requests[: start + options.every]
-            scores = picked(examined.editor.evaluate(done[:: max(1, len(done) // 200)]))
+            scores = picked(examined.editor.evaluate(done[:: max(1, len(done) // options.evaluated)]))
             yield {"kind": "edits", "gate": gate, "setting": len(done), **scores}
         examined.editor.close()
 
@@ -261,8 +262,14 @@ if __name__ == "__main__":
     parser.add_argument("--every", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=10)
     parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument(
+        "--paper", nargs="*", default=[], help="other hyper-parameters for the paper's gate; null: none"
+    )
+    parser.add_argument("--evaluated", type=int, default=100, help="requests that scores are taken of")
     options = parser.parse_args()
-    options.set = {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in options.set)}
+    for name in ("set", "paper"):
+        pairs = (pair.split("=", 1) for pair in getattr(options, name))
+        setattr(options, name, {key: yaml.safe_load(value) for key, value in pairs})
     options.started = time.monotonic()
     for row in {"tradeoff": tradeoff, "edits": edits}[options.what](options):
         append(row, options)

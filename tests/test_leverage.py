@@ -196,7 +196,7 @@ def test_batch_by_batch_calibrates_as_all_at_once():
         tau = calibration.threshold(gate, factor, 1.0)
         expected = gate.leverage(background).quantile(0.95, interpolation="higher").item()
         assert tau == pytest.approx(expected, rel=1e-5)
-        calibration.absorb(gate, factor)
+        calibration.absorb(gate, factor, 1.0)
     calibration.forget()
     assert calibration.smallest == math.inf
     first = gate_of(covariance, batches[:1])[1]

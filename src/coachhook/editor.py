@@ -272,6 +272,7 @@ class Editor:
         check_trained_editor(method, method_class, trained_editor)
         layers = {} if covariance is None else {"layers": covariance.layers}
         values = {**entry.preset, **layers, **hyperparameters}
+        method_class = method_class.variant(values)
         self.method, self.model, self.tokenizer = method, model, tokenizer
         check_layers(method, method_class.config_class, values, model)
         self.config = configure(method, method_class.config_class, values)
@@ -280,7 +281,6 @@ class Editor:
         self._answers_only = method_class.needs_covariance and covariance is None
         model.eval()
         check_parts(ModelParts(model))
-        method_class = method_class.for_config(self.config)
         self._method: Method = method_class(model, tokenizer, self.config, covariance, *filter(None, [trained_editor]))
         self._steps: list[Step] = []
         self._closed = False

@@ -6,7 +6,9 @@ Legend: k input of the rewrite module at the subject's last token; h hidden stat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 
 import torch
 from jaxtyping import Float
@@ -52,13 +54,15 @@ class KeyPrompts:
     """The prompts that make a batch's keys: first the u plain prompts, then each with each prefix, request by request.
 
     A key is the mean of its plain prompt's and the mean over its prefixed prompts', so the plain prompt weighs
-    one half (MEMIT, released code).
+    one half (MEMIT, released code). `bare`: a third part is "{subject} is a", as the last u rows; each then weighs a
+    third. No other prompt need begin with the subject, where its key is unlike that behind other text.
     """
 
     batch: PaddedBatch
     subject_last: Tensor
     requests: int
     prefixes: int
+    bare: bool = False
 
     @classmethod
     def encode(
@@ -67,12 +71,15 @@ class KeyPrompts:
         requests: Sequence[EditRequest],
         prefixes: Sequence[str],
         device: torch.device,
+        bare: bool = False,
     ) -> KeyPrompts:
         rows = [encode_edit(tokenizer, request) for request in requests]
         rows += [encode_edit(tokenizer, request, prefix) for request in requests for prefix in prefixes]
+        if bare:
+            rows += [encode_edit(tokenizer, replace(request, prompt="{} is a")) for request in requests]
         batch = pad([row.ids for row in rows], pad_id(tokenizer), device)
         last = torch.tensor([row.subject_last for row in rows], device=device)
-        return cls(batch, last, len(requests), len(prefixes))
+        return cls(batch, last, len(requests), len(prefixes), bare)
 
     def plain(self, keys: Float[Tensor, "rows m"]) -> Float[Tensor, "u m"]:
         """The keys of the plain prompts alone."""
@@ -80,11 +87,14 @@ class KeyPrompts:
 
     def combine(self, keys: Float[Tensor, "rows m"]) -> Float[Tensor, "u m"]:
         """One key per request from one key per prompt."""
-        plain = self.plain(keys)
-        if not self.prefixes:
-            return plain
-        prefixed = keys[self.requests :].float().unflatten(0, (self.requests, self.prefixes)).mean(1)
-        return (plain + prefixed) / 2
+        parts = [self.plain(keys)]
+        behind = self.requests * (1 + self.prefixes)
+        if self.prefixes:
+            prefixed = keys[self.requests : behind].float()
+            parts.append(prefixed.unflatten(0, (self.requests, self.prefixes)).mean(1))
+        if self.bare:
+            parts.append(keys[behind:].float())
+        return reduce(add, parts) / len(parts)
 
 
 class LayerSweep:

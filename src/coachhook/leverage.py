@@ -31,11 +31,11 @@ def prior_sketch(solver: RecursiveLeastSquares, width: int, rows: int, seed: int
         seed: of the directions.
     """
     if rows >= width:
-        directions = torch.eye(width, dtype=torch.float64)
+        directions = torch.eye(width, dtype=torch.float64, device=solver.device)
     else:
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randn(width, rows, generator=generator, dtype=torch.float64)
-        directions = torch.linalg.qr(drawn)[0] * math.sqrt(width / rows)
+        directions = torch.linalg.qr(drawn.to(solver.device))[0] * math.sqrt(width / rows)
     return solver.prior_root(directions).T.to(torch.bfloat16).contiguous()
 
 
@@ -102,8 +102,9 @@ class Calibration:
         self._prior: Tensor | None = None
         self._known = torch.zeros(len(self._background), dtype=torch.float64, device=self._background.device)
 
-    def absorb(self, gate: LeverageGate, factor: Float[Tensor, "m u"]) -> None:
-        """Note a batch that `gate` has grown by; `factor` is its part of V."""
+    def absorb(self, gate: LeverageGate, factor: Float[Tensor, "m u"], smallest: float) -> None:
+        """Note a batch that `gate` has grown by; `factor` is its part of V, `smallest` what `smallest_with` gave."""
+        self.smallest = smallest
         if self._prior is None:  # the same sketch throughout
             self._prior = self._by_rows(gate.moved(self._background.device, None).prior)
         self._known = self._known + self._energy(factor)

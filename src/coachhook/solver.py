@@ -55,6 +55,10 @@ class RecursiveLeastSquares:
         self._gram = empty.new_zeros((0, 0))  # lower Cholesky factor of G = I + Pᵀ B; grows with each batch
 
     @property
+    def device(self) -> torch.device:
+        return self._empty.device
+
+    @property
     def absorbed(self) -> int:
         """Number of keys absorbed so far."""
         return self._keys.shape[1]

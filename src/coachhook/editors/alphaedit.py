@@ -50,8 +50,8 @@ class AlphaEdit(LocateThenEdit):
     def _solve(self, layer: int, keys: Float[Tensor, "m u"]) -> Float[Tensor, "m u"]:
         return self._solvers[layer].gain(keys)
 
-    def _remember(self, layer: int, step: dict[str, Tensor]) -> None:
-        self._solvers[layer].absorb(step["keys"])
+    def _remember(self, layer: int, keys: Float[Tensor, "m u"]) -> None:
+        self._solvers[layer].absorb(keys)
 
     def _forget(self, layer: int) -> None:
         self._solvers[layer].forget()

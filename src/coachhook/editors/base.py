@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -87,8 +87,8 @@ class Method(ABC):
         self.parts = ModelParts(model)
 
     @classmethod
-    def for_config(cls, config: MethodConfig) -> type[Method]:
-        """The class that does what `config` asks for, where a method's variants are classes of their own."""
+    def variant(cls, hyperparameters: Mapping) -> type[Method]:
+        """The class that does what the hyper-parameters ask for, where a method's variants are classes of their own."""
         return cls
 
     @abstractmethod

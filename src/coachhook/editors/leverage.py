@@ -11,14 +11,46 @@ from dataclasses import replace
 
 import torch
 from jaxtyping import Float
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from coachhook.edit_request import EditRequest
 from coachhook.editors.base import Update
-from coachhook.editors.coachhook import CoachHook
+from coachhook.editors.coachhook import CoachHook, CoachHookConfig
 from coachhook.gates import Gate
+from coachhook.keys import KeyPrompts
 from coachhook.leverage import Calibration, LeverageGate, prior_sketch
 from coachhook.solver import CovarianceError, FactoredLeastSquares
+
+
+class LeverageConfig(CoachHookConfig):
+    """CoachHooK's hyper-parameters, and the gate's."""
+
+    bare_subject: bool = Field(
+        False, description="whether a third of each key is that of '{subject} is a', for prompts that begin with it"
+    )
+    false_positive_rate: float | None = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="share of ordinary text's tokens it may swap; null: only the edited keys set τ",
+    )
+    edited_fraction: float = Field(
+        0.85,
+        ge=0,
+        le=1,
+        description="τ is at least this fraction of the edited subjects' smallest leverage",
+    )
+    sketch_size: int = Field(
+        1024, ge=1, description="rows that kᵀA0⁻¹k is taken from; keys of at most this width are exact"
+    )
+
+    @field_validator("past_weight")
+    @classmethod
+    def _all_keys_remembered(cls, past_weight: float | str) -> float | str:
+        if past_weight != 1:
+            raise ValueError("must be 1 with gate: leverage, which asks what the solution knows from all edits")
+        return past_weight
 
 
 class LeverageHook(CoachHook):
@@ -30,6 +62,8 @@ class LeverageHook(CoachHook):
     paper = "Li et al., EMNLP 2024: Consecutive Batch Model Editing with HooK Layers; the gate is this project's own"
     growing_state = "the factors: two vectors per edit and layer, as wide as keys and hidden states"
     remembers_keys = False
+    config_class = LeverageConfig
+    config: LeverageConfig
 
     def replay(self, update: Update) -> None:
         super().replay(update)
@@ -37,7 +71,9 @@ class LeverageHook(CoachHook):
             layer = str(hook.layer)
             hook.gate = replace(hook.gate, threshold=update.info["tau"][layer])
             if self._covariance is not None:
-                self._calibrations[hook.layer].smallest = update.info["smallest_edited"][layer]
+                right = update.tensors[f"right.{layer}"].to(hook.device)
+                self._solvers[hook.layer].absorb_factor(right)
+                self._calibrations[hook.layer].absorb(hook.gate, right, update.info["smallest_edited"][layer])
 
     def thresholds(self) -> dict[int, float]:
         return {hook.layer: hook.gate.threshold for hook in self.hooks}
@@ -63,6 +99,10 @@ class LeverageHook(CoachHook):
     def _gate(self) -> Gate:
         return LeverageGate()
 
+    def _key_prompts(self, requests: Sequence[EditRequest]) -> KeyPrompts:
+        device = self.parts.input_device
+        return KeyPrompts.encode(self.tokenizer, requests, self.prefixes, device, bare=self.config.bare_subject)
+
     def _compute(self, requests: Sequence[EditRequest]) -> Update:
         update = super(CoachHook, self)._compute(requests)
         told = {"tau": self.thresholds(), "smallest_edited": self._smallest}
@@ -87,10 +127,6 @@ class LeverageHook(CoachHook):
         hook, calibration = self.hooks[layer], self._calibrations[layer]
         smallest = self._smallest[layer] = calibration.smallest_with(hook.gate, keys)
         hook.gate = replace(hook.gate, threshold=calibration.threshold(hook.gate, step["right"], smallest))
-
-    def _remember(self, layer: int, step: dict[str, Tensor]) -> None:
-        self._solvers[layer].absorb_factor(step["right"])
-        self._calibrations[layer].absorb(self.hooks[layer].gate, step["right"])
 
     def _forget(self, layer: int) -> None:
         super()._forget(layer)

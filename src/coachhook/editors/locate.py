@@ -86,8 +86,8 @@ class LocateThenEdit(HookLayerMethod):
             names = [name for name in update.tensors if name.endswith(end)]
             step = {name.removesuffix(end): update.tensors[name].to(hook.device) for name in names}
             self._apply(hook.layer, step)
-            if self._covariance is not None:
-                self._remember(hook.layer, step)
+            if "keys" in step and self._covariance is not None:
+                self._remember(hook.layer, step["keys"])
 
     def reset(self) -> None:
         super().reset()
@@ -108,11 +108,11 @@ class LocateThenEdit(HookLayerMethod):
     def _solve(self, layer: int, keys: Float[Tensor, "m u"]) -> Float[Tensor, "m u"]:
         """G of the layer's update Δ = R Gᵀ, float64, given the batch's keys."""
 
-    def _remember(self, layer: int, step: dict[str, Tensor]) -> None:
-        """Note a layer's part of a step, as it is kept, for the solves of later batches."""
+    def _remember(self, layer: int, keys: Float[Tensor, "m u"]) -> None:
+        """Note a batch's keys for the solves of later batches."""
 
     def _forget(self, layer: int) -> None:
-        """Forget all steps noted for a layer."""
+        """Forget all keys noted for a layer."""
 
     def _gate(self) -> Gate:
         return NoGate()
@@ -122,9 +122,11 @@ class LocateThenEdit(HookLayerMethod):
         with self.hooks.modes("validated"):
             targets = self._targets(requests)
         with torch.no_grad(), self.hooks.modes("temporary"):
-            prompts = KeyPrompts.encode(self.tokenizer, requests, self.prefixes, self.parts.input_device)
-            tensors = self._write(prompts, targets)
+            tensors = self._write(self._key_prompts(requests), targets)
         return Update({name: tensor.cpu() for name, tensor in tensors.items()})
+
+    def _key_prompts(self, requests: Sequence[EditRequest]) -> KeyPrompts:
+        return KeyPrompts.encode(self.tokenizer, requests, self.prefixes, self.parts.input_device)
 
     def _targets(self, requests: Sequence[EditRequest]) -> Float[Tensor, "u d"]:
         layer, settings = self.config.layers[-1], self._target_settings(requests)
