@@ -41,7 +41,7 @@ def test_weeks_go_on_top_of_each_other_as_in_the_library(folder, tokenizer, requ
     told = done(*folder.edit(folder.model, 1, folder / "edits"))
     assert told.startswith("2 requests edited in 1 step, ")
     assert "edits is at step 1, " in told
-    assert "step    reliability    generality    locality" in told
+    assert "step   reliability   generality   locality" in told
     done(*folder.edit(folder / "edits", 2, folder / "edits", "--batch-size", 1))
     done(*folder.edit(folder / "edits", 3, folder / "more"))
     editor = library_editor(folder, tokenizer)

@@ -132,7 +132,7 @@ def _show_steps(rows: list[dict]) -> None:
     told = [
         (
             str(row["step"]),
-            row["time"].replace("T", " ").removesuffix("+00:00"),
+            row["time"].replace("T", " ")[:16],
             str(row["requests"]),
             size(row["bytes"]),
             *(percent(row["metrics"].get("easyedit", {}).get(name)) for name in scores),
@@ -155,7 +155,7 @@ def _show_steps(rows: list[dict]) -> None:
 
 def _range(values: dict[str, float]) -> str:
     """One number per layer, or where there are many from the lowest to the highest."""
-    if len(values) > 5:
+    if len(values) > 2:
         return f"{min(values.values()):.3g} to {max(values.values()):.3g}"
     return "  ".join(f"{value:.3g}" for value in values.values())
 
