@@ -1,3 +1,4 @@
+import inspect
 import json
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ from test_editors import logits
 from transformers import AutoModelForCausalLM
 
 from coachhook import Editor, read_requests
+from coachhook.cli.edit_choice import DEFAULT_METHOD
 from coachhook.requests import write_requests
 
 OPTIONS = {
@@ -39,6 +41,7 @@ def test_weeks_go_on_top_of_each_other_as_in_the_library(folder, tokenizer, requ
     told = done(*folder.edit(folder.model, 1, folder / "edits"))
     assert told.startswith("2 requests edited in 1 step, ")
     assert "edits is at step 1, " in told
+    assert "step   reliability   generality   locality" in told
     done(*folder.edit(folder / "edits", 2, folder / "edits", "--batch-size", 1))
     done(*folder.edit(folder / "edits", 3, folder / "more"))
     editor = library_editor(folder, tokenizer)
@@ -48,6 +51,8 @@ def test_weeks_go_on_top_of_each_other_as_in_the_library(folder, tokenizer, requ
     assert step == 3
     assert torch.equal(found, logits(editor.model, tokenizer, requests))
     editor.edit(requests[4:])
+    (measured,) = Editor.from_pretrained(folder / "more").journal[-1].metrics.values()
+    assert measured == editor.evaluate(requests[4:]).row()
     step, found = outputs(folder / "more", tokenizer, requests)
     assert step == 4
     assert torch.equal(found, logits(editor.model, tokenizer, requests))
@@ -58,6 +63,8 @@ def test_json_says_what_was_done(folder):
     told = json.loads(done(*folder.edit(folder.model, 1, folder / "edits", "--batch-size", 1, "--json")))
     assert told["step"] == 2
     assert [(step["step"], step["requests"]) for step in told["steps"]] == [(1, 1), (2, 1)]
+    journal = Editor.from_pretrained(folder / "edits").journal
+    assert [{"easyedit": step["metrics"]} for step in told["steps"]] == [step.metrics for step in journal]
     assert told["bytes"] == sum(len(content) for content in contents(folder / "edits").values())
 
 
@@ -176,10 +183,16 @@ def test_what_the_user_can_mend_is_one_line_and_nothing_is_written(folder, reque
     assert contents(folder.path) == before
 
 
+def test_the_default_method_is_the_librarys():
+    assert inspect.signature(Editor).parameters["method"].default == DEFAULT_METHOD
+
+
 def test_a_bad_record_is_named_with_its_file(folder, requests):
     long = replace(requests[1], prompt="{} " + "was born " * 40)
     write_requests([requests[0], long], folder.week(4))
     refused("week-4.json: record 2 (case_id 1): prompt: ", *folder.edit(folder.model, 4, folder / "new"))
+    write_requests([requests[0], replace(requests[1], paraphrases=("Where " * 70 + "was {} born?",))], folder.week(7))
+    refused("week-7.json: record 2", *folder.edit(folder.model, 7, folder / "new"))
     folder.week(5).write_text('[{"subject": "Ada", "prompt": "{} is"}]')
     refused("week-5.json: record 1: target_new", *folder.edit(folder.model, 5, folder / "new"))
     folder.week(6).write_text("[]")

@@ -130,9 +130,8 @@ def test_what_the_user_can_mend_is_one_line(made, copy, tmp_path):
     nowhere, edits = tmp_path / "nowhere", made / "edits"
     for command, *more in (("generate", "x"), ("diff",), ("inspect",), ("rollback", "--to", 1)):
         refused("edits.json: no such file", command, nowhere, *more)
-    refused("to_step: 3 is not between 0 and 2", "rollback", edits, "--to", 3)
-    refused("to_step: 3 is not between 0 and 2", "generate", edits, "x", "--step", 3)
-    refused("--step: 3 is not between 1 and 2", "inspect", edits, "--step", 3)
+    for command in (("rollback", edits, "--to"), ("generate", edits, "x", "--step"), ("inspect", edits, "--step")):
+        refused("step: 3 is not between 0 and 2, the steps saved in", *command, 3)
     refused("prompt 1: 0 tokens", "generate", edits, "")
     refused("--device: gpu cannot be used", "generate", edits, "x", "--device", "gpu")
     refused("protocol 'best' is unknown", "evaluate", edits, "--requests", made / "all.json", "--protocol", "best")

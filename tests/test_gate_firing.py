@@ -55,6 +55,20 @@ def test_without_a_gate_every_token_is_answered_and_disabled_none(tokenizer, cov
         assert [layer.rate for layer in gate_firing(editor, TEXT)] == [0, 0]
 
 
+def test_the_leverage_gate_fires_alike_with_and_without_a_cache(tokenizer, covariances, requests):
+    options = {"false_positive_rate": 0.1, "target_lr": 0.5}
+    editor = make_editor(build_model("gpt2"), tokenizer, covariances, "coachhook-leverage", **options)
+    editor.edit(requests[:3])
+    ids = torch.tensor([tokenizer(TEXT[0])["input_ids"]])
+    with editor.recorded_swaps() as swaps, torch.no_grad():
+        past = editor.model(ids[:, :5], use_cache=True).past_key_values
+        for token in ids[0, 5:]:
+            past = editor.model(token.reshape(1, 1), past_key_values=past, use_cache=True).past_key_values
+    fired = {layer: torch.cat(calls, 1).sum().item() for layer, calls in swaps.items()}
+    assert fired == {layer.layer: layer.fired_tokens for layer in gate_firing(editor, TEXT[:1])}
+    assert 0 < sum(fired.values()) < ids.shape[1] * len(LAYERS)
+
+
 def test_what_a_gate_does_while_generating_is_recorded_call_by_call(tokenizer, covariances, requests):
     editor = make_editor(build_model("gpt2"), tokenizer, covariances, "memit")
     editor.edit(requests[:2])

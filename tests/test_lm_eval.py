@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_one_line(edits):
         EditedModel()
     with pytest.raises(CoachHookError, match="batch_size: 'auto' is not a number"):
         EditedModel(path=edits, batch_size="auto")
-    with pytest.raises(CoachHookError, match="to_step: 2 is not between 0 and 1"):
+    with pytest.raises(CoachHookError, match="step: 2 is not between 0 and 1"):
         EditedModel(path=edits, step=2)
     with pytest.raises(CoachHookError, match=r"edits\.json: no such file"):
         EditedModel(path=edits / "none")

@@ -25,13 +25,14 @@ def load_editor(
         base: directory or hub id of the base model; default: the name and revision that the edits know it by.
         device: "auto" is the GPU where there is one.
         covariance: only to edit further, with methods that need one.
-        step: go back to this step, in memory; 0 is the base model.
+        step: stop after this step; 0 is the base model.
 
     Raises:
         JournalError, CovarianceError: as `Editor.from_pretrained`.
-        EditorError: there is no such step.
     """
-    identity = read_edits(directory).base_model
+    saved = read_edits(directory)
+    saved.first(step, directory)  # refuses before anything large is loaded
+    identity = saved.base_model
     if base is not None:
         identity = identity.model_copy(update={"name": str(base), "revision": None})
     if device == "auto":
@@ -40,11 +41,4 @@ def load_editor(
         model = identity.load().to(device)
     except JournalError as error:
         raise JournalError(f"{error}, or name it (base=, on the command line --base)") from None
-    editor = Editor.from_pretrained(directory, model, covariance=covariance)
-    if step is not None:
-        try:
-            editor.rollback(step)
-        except BaseException:
-            editor.close()
-            raise
-    return editor
+    return Editor.from_pretrained(directory, model, step=step, covariance=covariance)

@@ -149,9 +149,7 @@ def truncate_edits(directory: str | os.PathLike, to_step: int) -> None:
         JournalError: as `read_edits`, or there is no such step.
     """
     saved = read_edits(directory)
-    if not 0 <= to_step <= len(saved.steps):
-        raise JournalError(f"to_step: {to_step} is not between 0 and {len(saved.steps)}, the steps of {directory}")
-    _write_index(Path(directory), saved.model_copy(update={"steps": saved.steps[:to_step]}))
+    _write_index(Path(directory), saved.model_copy(update={"steps": saved.first(to_step, directory)}))
 
 
 def holds_edits(directory: str | os.PathLike) -> bool:

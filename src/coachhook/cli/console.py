@@ -51,7 +51,7 @@ def print_json(value: object) -> None:
 def table(columns: Iterable[str], rows: Iterable[Iterable[str | Text]], *, right: Iterable[str] = ()) -> Table:
     """A table without lines; columns named in `right` are aligned there. Without names there is no head."""
     columns, right = tuple(columns), set(right)
-    made = Table(box=None, show_header=any(columns), header_style="dim", padding=(0, 2), pad_edge=False)
+    made = Table(box=None, show_header=any(columns), header_style="dim", padding=(0, 3, 0, 0), pad_edge=False)
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:

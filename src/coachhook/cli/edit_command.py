@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coachhook.cli.console import console, print_json, progress
-from coachhook.cli.edit_choice import Choice, parse_settings
+from coachhook.cli.console import console, percent, print_json, progress, table
+from coachhook.cli.edit_choice import DEFAULT_METHOD, Choice, parse_settings
 from coachhook.cli.pending_batches import pending
 from coachhook.cli.shared import (
     ArchitectureOption,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 WORSE = 3  # exit status of a dry run that finds a number falling by more than --max-drop
-_NAMED = 8  # contradictions
+_NAMED = 8  # contradictions and steps
 _METHOD, _TRIAL = "Method (a directory of edits keeps its own)", "Dry run"
 
 
@@ -48,7 +48,7 @@ def edit(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="requests per step; default: all in one step")] = None,
     method: Annotated[
-        str | None, typer.Option(help="see `coachhook methods`; default: coachhook", rich_help_panel=_METHOD)
+        str | None, typer.Option(help=f"see `coachhook methods`; default: {DEFAULT_METHOD}", rich_help_panel=_METHOD)
     ] = None,
     covariance: Annotated[
         Path | None, typer.Option(help="file that `coachhook covariance` wrote", rich_help_panel=_METHOD)
@@ -120,11 +120,14 @@ def edit(
 
 
 def _check(editor: Editor, wanted: list[EditRequest], path: Path) -> None:
-    """Refuse the whole file before its first step, with the file's name."""
+    """Refuse the whole file before its first step, with the file's name: what cannot be edited, or asked about."""
     from coachhook.edit_request import RequestError
+    from coachhook.metrics import predict_base, questions
 
     try:
         editor.check(wanted)
+        with editor.disabled():
+            predict_base(editor.model, editor.tokenizer, questions(wanted), "easyedit")
     except RequestError as error:
         raise RequestError(error.problem, error.field, error.case_id, error.record, path) from None
 
@@ -163,18 +166,19 @@ def _write(editor: Editor, batches: list[list[EditRequest]], out: Path) -> list[
             for batch in batches:
                 begin = time.monotonic()
                 report = editor.edit(batch)
-                editor.save_pretrained(out)
-                rows.append(_row(report.step, report.requests, time.monotonic() - begin, report.thresholds))
+                try:
+                    metrics = editor.evaluate(batch)
+                    editor.record(metrics)
+                finally:
+                    editor.save_pretrained(out)
+                row = {"step": report.step, "requests": report.requests, "seconds": time.monotonic() - begin}
+                rows.append(row | {"thresholds": report.thresholds, "metrics": metrics.row()})
                 advance()
     except BaseException:
         if rows:
             logger.info("%s holds the steps up to %d; the same command goes on from there", out, editor.step)
         raise
     return rows
-
-
-def _row(step: int, requests: int, seconds: float, thresholds: dict[int, float] | None) -> dict:
-    return {"step": step, "requests": requests, "seconds": round(seconds, 3), "thresholds": thresholds}
 
 
 def _tell(out: Path, rows: list[dict], as_json: bool) -> None:
@@ -191,3 +195,10 @@ def _tell(out: Path, rows: list[dict], as_json: bool) -> None:
     else:
         words = "Nothing to do: these requests are its last steps already."
     console().print(f"{words} {out} is at step {step}, {size(total)}.", soft_wrap=True)
+    scores = ("reliability", "generality", "locality")
+    told = [(str(row["step"]), *(percent(row["metrics"][name]) for name in scores)) for row in rows[-_NAMED:]]
+    if told:
+        console().print(
+            "\nRight after each step, in percent\n" if len(rows) <= _NAMED else "\nThe last steps, in percent\n"
+        )
+        console().print(table(("step", *scores), told, right=("step", *scores)))

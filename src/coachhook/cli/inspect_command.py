@@ -19,7 +19,6 @@ from coachhook.cli.shared import (
     open_edits,
     read_sample,
 )
-from coachhook.errors import CoachHookError
 
 if TYPE_CHECKING:
     from coachhook.edit_request import EditRequest
@@ -55,9 +54,7 @@ def inspect(
 
         sample = read_sample(texts or [])
         saved = read_edits(directory)
-        if step is not None and step > len(saved.steps):
-            raise CoachHookError(f"--step: {step} is not between 1 and {len(saved.steps)}, the steps of {directory}")
-        requests = [] if step is None else list(saved.steps[step - 1].read(directory).requests)
+        requests = [] if step is None else list(saved.first(step, directory)[-1].read(directory).requests)
         rows = _steps(saved, directory)
         firing = _firing(directory, base, device, sample) if texts else None
         if as_json:
@@ -78,6 +75,7 @@ def _steps(saved: SavedEdits, directory: Path) -> list[dict]:
         read = step.read(directory)
         row = {"step": number, "time": step.time, "requests": len(read.requests)}
         row |= {"bytes": (directory / step.file).stat().st_size, "thresholds": _thresholds(read.update.info)}
+        row |= {"metrics": step.metrics}
         rows.append(row)
     return rows
 
@@ -129,26 +127,35 @@ def _show_head(directory: Path, saved: SavedEdits, rows: list[dict]) -> None:
 def _show_steps(rows: list[dict]) -> None:
     from coachhook.needs import size
 
+    scores = ("reliability", "generality", "locality") if any(row["metrics"] for row in rows) else ()
     names = [name for name in _THRESHOLDS if any(name in row["thresholds"] for row in rows)]
     told = [
         (
             str(row["step"]),
-            row["time"].replace("T", " ").removesuffix("+00:00"),
+            row["time"].replace("T", " ")[:16],
             str(row["requests"]),
             size(row["bytes"]),
+            *(percent(row["metrics"].get("easyedit", {}).get(name)) for name in scores),
             *(_range(row["thresholds"].get(name, {})) for name in names),
         )
         for row in rows
     ]
-    columns = ("step", "edited (UTC)", "requests", "size", *(f"{_THRESHOLDS[name]} of each layer" for name in names))
+    columns = (
+        "step",
+        "edited (UTC)",
+        "requests",
+        "size",
+        *scores,
+        *(f"{_THRESHOLDS[name]} by layer" for name in names),
+    )
     if told:
         console().print()
-        console().print(table(columns, told, right=("step", "requests", "size")))
+        console().print(table(columns, told, right=("step", "requests", "size", *scores)))
 
 
 def _range(values: dict[str, float]) -> str:
     """One number per layer, or where there are many from the lowest to the highest."""
-    if len(values) > 5:
+    if len(values) > 2:
         return f"{min(values.values()):.3g} to {max(values.values()):.3g}"
     return "  ".join(f"{value:.3g}" for value in values.values())
 

@@ -36,7 +36,7 @@ class EditedModel(MaskedModel):
 
     Raises:
         ModelArgumentError: there is no path, or the batch size is no number.
-        JournalError, EditorError: as `load_editor`.
+        JournalError: as `load_editor`.
     """
 
     def __init__(
