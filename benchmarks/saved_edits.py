@@ -67,7 +67,8 @@ def random_step(number: int, width: int, config: CoachHookConfig, batch_size: in
 
 
 def save(folder: Path, model, method: str, layers: tuple[int, ...], batch_size: int) -> None:
-    config = CoachHookConfig(layers=layers, **registered(method).preset)
+    entry = registered(method)
+    config = entry.load().config_class(layers=layers, **entry.preset)
     width = model.config.n_embd
     steps = (random_step(number, width, config, batch_size) for number in range(1, EDITS // batch_size + 1))
     write_edits(folder, method, config, BaseModelIdentity.of(model, layers), steps, build_tokenizer(), None)
