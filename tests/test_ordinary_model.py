@@ -91,7 +91,7 @@ def test_a_pipeline_takes_it(tokenizer, requests, covariances):
         assert generate(text, **asked)[0]["generated_text"] != written
 
 
-@pytest.mark.parametrize("method", ["memit", "coachhook", "lora", "grace"])
+@pytest.mark.parametrize("method", ["memit", "coachhook-leverage", "coachhook", "lora"])
 def test_a_compiled_model_answers_alike(method, tokenizer, requests, covariances):
     """In eager fallback, through an editor opened, edits, rollbacks, disabling and closing after it was compiled."""
     torch._dynamo.reset()
