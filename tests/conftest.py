@@ -100,7 +100,7 @@ def covariances(tokenizer):
     texts = TEXT + [
         " ".join(words[i] for i in torch.randint(len(words), (12,), generator=generator)) for _ in range(60)
     ]
-    return {name: compute_covariance(build_model(name), tokenizer, texts, LAYERS, background=16) for name in CONFIGS}
+    return {name: compute_covariance(build_model(name), tokenizer, texts, LAYERS, background=256) for name in CONFIGS}
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ with the library but the requests. Shapes: K (m×u) keys as columns, R (d×u) re
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -43,10 +44,11 @@ def base_weight(model, layer):
 
 @dataclass
 class Hook:
-    """ΔW of a layer; `alpha` None: it answers everywhere, else where z ≥ alpha."""
+    """ΔW of a layer; it answers where z ≥ `alpha`, or where `opens(key)` is true; without either, everywhere."""
 
     delta: torch.Tensor
     alpha: float | None = None
+    opens: Callable[[torch.Tensor], bool] | None = None
 
 
 @dataclass
@@ -86,10 +88,13 @@ def run(model, ids, hooks=None, added=None):
             delta = hook.delta.to(keys.dtype)
             bias = 0 if getattr(module, "bias", None) is None else module.bias
             edited = keys @ (base_weight(model, layer) + delta).T + bias
-            if hook.alpha is None:
+            if hook.alpha is None and hook.opens is None:
                 return edited.view(output.shape)
-            scores = z_scores((keys @ delta.T).norm(dim=-1))
             base = output.view(edited.shape)
+            if hook.opens is not None:
+                rows = [edited[t] if hook.opens(keys[t].detach()) else base[t] for t in range(len(keys))]
+                return torch.stack(rows).view(output.shape)
+            scores = z_scores((keys @ delta.T).norm(dim=-1))
             rows = [edited[t] if scores[t] >= hook.alpha else base[t] for t in range(len(keys))]
             return torch.stack(rows).view(output.shape)
 

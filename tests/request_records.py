@@ -30,6 +30,12 @@ ROME = {
     "paraphrase_prompts": ["A {stray brace. Ada Lovelace comes\nfrom"],
     "neighborhood_prompts": ["Alan Turing was born in"],
 }
+MEMIT = {
+    "case_id": 4,
+    "prompt": "{} was born in",
+    "subject": "Ada Lovelace",
+    "target_new": {"str": " Paris"},
+}
 ZSRE = {
     "subject": "Ada Lovelace",
     "src": "Where was Ada Lovelace born?",

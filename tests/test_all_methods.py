@@ -25,6 +25,7 @@ from coachhook.journal import pack_step
 from coachhook.tokens import pad
 
 CONFIG = Path(__file__).parents[1] / "config" / "methods"
+OFTEN = 0.3  # the covariance's texts are all about the edited subjects, so ordinary text's keys are theirs
 MODELS_OWN = {"covariance_weight": 2.0, "target_steps": 3, "context_templates": 1, "context_length": 3}
 STEPS = 4  # at most, of whatever takes steps or happens every so many
 FAMILIES = ("gpt2", "llama")
@@ -36,6 +37,8 @@ def small(values):
     for name, value in filled.items():
         if name.endswith(("steps", "every")):
             filled[name] = min(value, STEPS)
+    if "false_positive_rate" in filled:
+        filled["false_positive_rate"] = OFTEN
     if "layers" in filled:
         filled["layers"] = LAYERS[-len(filled["layers"] or LAYERS) :]
     return filled

@@ -1,3 +1,8 @@
+import json
+import re
+import subprocess
+import sys
+
 import pytest
 from conftest import TEXT, build_model
 from families import STARCODER, starcoder
@@ -6,6 +11,7 @@ from typer.testing import CliRunner
 from coachhook import methods
 from coachhook.cli import app
 from coachhook.covariance import read_covariance
+from coachhook.editors import METHODS
 
 
 def call(*args):
@@ -24,7 +30,36 @@ def directory(tmp_path_factory, tokenizer):
 def test_methods_are_listed():
     result = call("methods")
     assert result.exit_code == 0
-    assert result.stdout.split() == list(methods())
+    head, *rows = result.stdout.splitlines()
+    assert head.split() == ["method", "acts", "needs", "paper"]
+    assert [row.split()[0] for row in rows if not row.startswith(" ")] == list(methods())
+    for name, told in zip(methods(), json.loads(call("methods", "--json").stdout), strict=True):
+        method = METHODS[name].load()
+        assert (told["name"], told["effect"], told["paper"]) == (name, method.effect, method.paper)
+        assert told["needs_covariance"] == method.needs_covariance
+        assert told["needs_training"] == (name in ("mend", "serac"))
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed():
+    code = "import sys, coachhook.cli; print({'torch', 'transformers', 'pandas', 'numpy'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "set()\n"
+
+
+def test_each_command_says_what_it_does_with_an_example():
+    told = call("--help")
+    assert told.exit_code == 0
+    assert "Exit status: 0 done; 1 a mistake" in told.stdout
+    commands = [command.name or command.callback.__name__ for command in app.registered_commands]
+    assert set(commands) == {
+        *("edit", "generate", "diff", "evaluate", "inspect", "rollback"),
+        *("covariance", "plan", "methods"),
+    }
+    for command in commands:
+        assert re.search(rf"^│ {command} ", told.stdout, re.MULTILINE)
+        told_more = call(command, "--help")
+        assert told_more.exit_code == 0
+        assert f"  coachhook {command}" in told_more.stdout
 
 
 def test_a_covariance_is_computed_from_a_text_file(directory, tokenizer, tmp_path):

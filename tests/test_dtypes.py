@@ -114,7 +114,9 @@ def test_every_method_in_half_precision(dtype, method, tokenizer, requests, cova
     assert torch.equal(logits(other, tokenizer, requests), base)
     editor.close()
     assert all(torch.equal(*pair) for pair in before)
-    kept = [tensor for update in updates for tensor in update.tensors.values() if tensor.is_floating_point()]
+    tensors = [item for update in updates for item in update.tensors.items()]
+    # A sketch is random directions, whose rounding is small beside their own error; nothing learnt is in it.
+    kept = [tensor for name, tensor in tensors if tensor.is_floating_point() and not name.startswith("sketch")]
     assert all(torch.isfinite(tensor).all() and tensor.dtype.itemsize >= 4 for tensor in kept)
 
 

@@ -139,6 +139,9 @@ def test_an_update_is_applied_with_the_bits_it_is_stored_with(tokenizer, request
     editor = make_editor(build_model("llama"), tokenizer, covariances, "coachhook", target_steps=1)
     update = editor.edit((requests * 5)[:wide]).update
     for layer, delta in deltas(editor).items():
+        if wide == 30:  # factors would be larger
+            assert torch.equal(update.tensors[f"delta.{layer}"], delta)
+            continue
         left, right = (update.tensors[f"{side}.{layer}"].clone().contiguous() for side in ("left", "right"))
         assert torch.equal(left @ right.T, delta)
 

@@ -90,7 +90,7 @@ def test_each_gate_decision_is_that_of_the_prompt_alone(model, ids):
     decisions = []
     for hook in hooks:
         swap = hook.gate.swap
-        hook.gate.swap = lambda change, real, swap=swap: decisions.append(swap(change, real)) or decisions[-1]
+        hook.gate.swap = lambda change, real, keys, swap=swap: decisions.append(swap(change, real)) or decisions[-1]
 
     @torch.no_grad()
     def decide(row, left, right):

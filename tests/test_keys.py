@@ -74,6 +74,21 @@ def test_the_plain_prompt_weighs_one_half():
     assert alone.combine(rows[:1]).tolist() == [[1.0]]
 
 
+def test_the_bare_subject_weighs_a_third(tokenizer, requests):
+    rows = torch.tensor([[1.0], [10.0], [2.0], [4.0], [20.0], [60.0], [6.0], [30.0]])
+    prompts = KeyPrompts(pad([[1]] * 8, 0), torch.zeros(8, dtype=torch.long), requests=2, prefixes=2, bare=True)
+    torch.testing.assert_close(prompts.combine(rows), torch.tensor([[10 / 3], [80 / 3]]))
+    assert prompts.plain(rows).tolist() == [[1.0], [10.0]]
+    model = build_model("gpt2")
+    encoded = KeyPrompts.encode(tokenizer, requests, PREFIXES, model.device, bare=True)
+    assert len(encoded.batch.ids) == 4 * len(requests)
+    for request, ids, real, last in zip(
+        requests, encoded.batch.ids[-6:], encoded.batch.real[-6:], encoded.subject_last[-6:], strict=True
+    ):
+        assert ids[real].tolist() == tokenizer(f"{request.subject} is a")["input_ids"]
+        assert tokenizer.decode(ids[: last + 1]) == request.subject
+
+
 def test_the_subject_is_found_behind_a_prefix_that_names_it_too(tokenizer, requests):
     request = requests[3]  # "The capital of France is"
     for prefix in ("", *PREFIXES, "France and France. "):

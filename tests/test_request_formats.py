@@ -3,9 +3,9 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from request_records import FLAT, KNOWEDIT, LISTS, MQUAKE, OWN, ROME, WIKIBIO, ZSRE, real, written
+from request_records import FLAT, KNOWEDIT, LISTS, MEMIT, MQUAKE, OWN, ROME, WIKIBIO, ZSRE, real, written
 
-from coachhook.requests import Probe, RequestError, mark_superseded, read_requests
+from coachhook.requests import EditRequest, Probe, RequestError, mark_superseded, read_requests
 
 
 def only(tmp_path, record, **options):
@@ -100,6 +100,31 @@ def test_mquake_records_are_refused_whole_as_their_questions_follow_from_all_rew
     assert [(error.record, error.case_id, error.field) for error in refused] == [
         (1, 5, "requested_rewrite[1].target_new")
     ]
+
+
+def test_request_dicts_of_rome_and_memit(tmp_path):
+    full = {**ROME["requested_rewrite"], "case_id": 3, "paraphrase_prompts": ["Ada Lovelace comes from"]}
+    bare, told = read_requests(written(tmp_path, [MEMIT, full]))
+    assert bare == EditRequest("Ada Lovelace", "{} was born in", "Paris", case_id=4)
+    assert (told.target_new, told.target_true, told.relation) == ("Paris", "London", "P19")
+    assert told.paraphrases == ("Ada Lovelace comes from",)
+    neighbours = only(tmp_path, {**full, "neighborhood_prompts": ["Alan was born in"]}).locality
+    assert neighbours == (Probe("Alan was born in", "London"),)
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({**MEMIT, "target_new": {"id": "Q90"}}, "record 1 (case_id 4): target_new.str: it is missing"),
+        ({**MEMIT, "target_true": "London"}, "target_true: 'London' is not an object"),
+        ({**MEMIT, "neighborhood_prompts": ["Alan was born in"]}, "target_true: it is missing"),
+        ({key: MEMIT[key] for key in MEMIT if key != "prompt"}, "prompt: it is missing"),
+    ],
+)
+def test_damaged_request_dicts_are_named(tmp_path, record, words):
+    with pytest.raises(RequestError) as caught:
+        read_requests(written(tmp_path, [record]))
+    assert words in str(caught.value)
 
 
 def test_keyword_lists_are_one_request_per_entry(tmp_path):

@@ -82,12 +82,115 @@ def test_a_base_model_without_a_name_must_be_given(editor, tmp_path):
 def test_another_base_model_is_refused_with_what_differs(editor, tmp_path):
     editor.save_pretrained(tmp_path)
     refused("another base model .*family gpt2, not llama", tmp_path, build_model("llama"))
-    refused("another base model .*other weights at layers 1, 2", tmp_path, build_model("gpt2", seed=1))
+    refused("another base model .*other weights at layers 0, 1, 2, 3, 4", tmp_path, build_model("gpt2", seed=1))
     refused("dtype float32, not float64", tmp_path, build_model("gpt2").double())
     changed = build_model("gpt2")
     with torch.no_grad():
         changed.transformer.h[2].mlp.c_proj.weight[0, 0] += 1e-3
     refused(r"\(other weights at layers 2\)", tmp_path, changed)
+
+
+def test_settings_that_change_the_answers_are_named_and_others_do_not_count(editor, tmp_path):
+    editor.save_pretrained(tmp_path)
+    changed = build_model("gpt2")
+    changed.config.layer_norm_epsilon = 0.1
+    changed.config.activation_function = "relu"
+    refused("activation_function gelu_new, not relu; layer_norm_epsilon 1e-05, not 0.1", tmp_path, changed)
+    same = build_model("gpt2")
+    same.config.update({"use_cache": False, "resid_pdrop": 0.3, "pad_token_id": 3, "name_or_path": "elsewhere"})
+    same.resize_token_embeddings(410)
+    Editor.from_pretrained(tmp_path, same).close()
+
+
+def test_a_base_model_with_other_weights_elsewhere_is_refused(editor, tmp_path):
+    """Only rewrite modules of the edited layers are digested whole; of the rest of each block, a sample."""
+    editor.save_pretrained(tmp_path)
+    tuned = build_model("gpt2")
+    with torch.no_grad():
+        tuned.transformer.h[4].attn.c_attn.weight.mul_(1.001)
+    refused(r"\(other weights at layers 4\)", tmp_path, tuned)
+
+
+def test_loading_at_a_step_is_having_stopped_there(editor, requests, tokenizer, tmp_path):
+    editor.edit(requests[5:])
+    editor.save_pretrained(tmp_path)
+    for step in (3, 2, 1, 0):
+        editor.rollback(step)
+        loaded = Editor.from_pretrained(tmp_path, build_model("gpt2"), step=step)
+        assert loaded.step == step
+        assert loaded.thresholds() == editor.thresholds()
+        assert torch.equal(logits(loaded.model, tokenizer, requests), logits(editor.model, tokenizer, requests))
+    for step in (-1, 4):
+        with pytest.raises(JournalError, match=f"step: {step} is not between 0 and 3, the steps saved in"):
+            Editor.from_pretrained(tmp_path, build_model("gpt2"), step=step)
+
+
+def test_metrics_are_kept_where_they_were_recorded(editor, requests, tmp_path):
+    measured = editor.evaluate(requests[3:5])
+    assert all(step.metrics == {} for step in editor.journal)
+    editor.record(measured)
+    editor.record(editor.evaluate(requests[3:5], "rome"), "rome")
+    editor.record(measured, step=1)
+    for step in (0, 3):
+        with pytest.raises(CoachHookError, match=f"step: {step} is not between 1 and 2, the steps applied"):
+            editor.record(measured, step=step)
+    editor.save_pretrained(tmp_path)
+    first, last = Editor.from_pretrained(tmp_path, build_model("gpt2")).journal
+    assert first.metrics == {"easyedit": measured.row()}
+    assert set(last.metrics) == {"easyedit", "rome"}
+    assert last.metrics == editor.journal[1].metrics
+    assert json.loads((tmp_path / "edits.json").read_text())["steps"][1]["metrics"]["easyedit"] == measured.row()
+
+
+def test_fields_that_a_later_version_adds_are_passed_over(editor, requests, tokenizer, tmp_path):
+    editor.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "edits.json").read_text())
+    for part in (index, index["base_model"], *index["steps"]):
+        part["later"] = {"of": "another version"}
+    change_index(tmp_path, **index)
+    loaded = Editor.from_pretrained(tmp_path, build_model("gpt2"))
+    assert torch.equal(logits(loaded.model, tokenizer, requests), logits(editor.model, tokenizer, requests))
+
+
+def test_what_an_earlier_version_did_not_write_is_not_asked_for(editor, tmp_path):
+    editor.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "edits.json").read_text())
+    del index["base_model"]["blocks"], index["base_model"]["settings"]
+    for step in index["steps"]:
+        del step["metrics"]
+    change_index(tmp_path, **index)
+    loaded = Editor.from_pretrained(tmp_path, build_model("gpt2"))
+    assert [step.metrics for step in loaded.journal] == [{}, {}]
+
+
+def test_a_large_batch_is_stored_dense_and_answers_and_rolls_back_alike(tokenizer, covariances, requests, tmp_path):
+    """From 32·48 / (32 + 48) = 19.2 requests on, factors would be larger than ΔW."""
+    batch = requests * 4
+    for method in ("memit", "rect"):
+        editor = make_editor(build_model("gpt2"), tokenizer, covariances, method, target_steps=1)
+        shown = []
+        for step_requests in (requests[:2], batch, requests[2:3]):
+            update = editor.edit(step_requests).update
+            shown.append(logits(editor.model, tokenizer, requests))
+            kinds = {name.partition(".")[0] for name in update.tensors}
+            assert ("delta" in kinds) == (len(step_requests) > 19)
+            assert ("left" in kinds) == (len(step_requests) < 20)
+        editor.save_pretrained(tmp_path / method)
+        loaded = Editor.from_pretrained(tmp_path / method, build_model("gpt2"))
+        for step in (3, 2, 1):
+            loaded.rollback(step)
+            assert torch.equal(logits(loaded.model, tokenizer, requests), shown[step - 1])
+
+
+def test_a_saved_directory_is_not_larger_than_its_factors(tokenizer, covariances, requests, tmp_path):
+    editor = make_editor(build_model("gpt2"), tokenizer, covariances, "coachhook", target_steps=1)
+    for _ in range(20):
+        editor.edit(requests[:5])
+    editor.save_pretrained(tmp_path)
+    factors = 20 * 5 * 2 * (32 + 2 * 48) * 4  # steps · requests · layers · widths of residual, gain and key · bytes
+    steps = sum(path.stat().st_size for path in tmp_path.glob("0*.safetensors"))
+    assert factors < steps < factors + 20 * 1000
+    assert (tmp_path / "edits.json").stat().st_size < 20 * 5 * 1500
 
 
 def test_a_newer_format_is_refused(editor, tmp_path):

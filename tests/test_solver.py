@@ -2,7 +2,7 @@ import pytest
 import torch
 from literal import dense_update
 
-from coachhook.solver import CovarianceError, RecursiveLeastSquares
+from coachhook.solver import CovarianceError, NullSpaceLeastSquares, RecursiveLeastSquares
 
 WIDTH, OUT = 24, 10
 
@@ -107,3 +107,35 @@ def test_unusable_covariances_are_refused_in_one_line(covariance, words):
 def test_the_weight_must_be_positive(weight):
     with pytest.raises(ValueError, match="covariance_weight"):
         RecursiveLeastSquares(torch.eye(3), weight)
+
+
+@pytest.mark.parametrize("kind", ["full", "null space"])
+def test_keys_absorbed_again_in_their_order_are_recalled_with_the_same_bits(kind, monkeypatch):
+    """A rollback forgets all and absorbs what is kept; no equation is solved for that."""
+    covariance, keys, _ = problem(batches=6)
+
+    def start():
+        return (
+            RecursiveLeastSquares(covariance, 15.0) if kind == "full" else NullSpaceLeastSquares(covariance, 0.5, 15.0)
+        )
+
+    solver = start()
+    for k in keys:
+        solver.absorb(k)
+    for kept, new in ((4, keys[5]), (2, keys[3]), (0, keys[1])):
+        solver.forget()
+        assert solver.absorbed == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(type(solver), "_solve_prior", lambda *_: pytest.fail("solved anew"))
+            for k in keys[:kept]:
+                solver.absorb(k)
+        plain = start()
+        for k in keys[:kept]:
+            plain.absorb(k)
+        assert torch.equal(solver.gain(new), plain.gain(new))
+        solver.absorb(new)  # another batch than the one that stood here
+        plain.absorb(new)
+        assert torch.equal(solver.gain(keys[0]), plain.gain(keys[0]))
+        solver.forget()
+        for k in keys[:4]:
+            solver.absorb(k)

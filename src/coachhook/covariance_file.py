@@ -28,7 +28,7 @@ class Covariance:
 
     Attributes:
         matrices: C0 (m×m, float64) per layer.
-        background: a sample of keys (n×m, float32) per layer; n is 0 where the covariance was imported.
+        background: a sample of keys (n×m, float32) per layer; empty or absent where the covariance was imported.
         tokens: how many tokens were counted.
         model_digest: identity of the model's edited layers, see `model_digest`.
         convergence: per layer, tokens and ‖C0 − C0 before‖ / ‖C0‖ (Frobenius), as the tokens doubled.
@@ -102,7 +102,8 @@ def read_covariance(
                 raise CovarianceError(f"{path}: not a covariance file of format {_FORMAT}; compute it again")
             stored = json.loads(metadata["layers"])
             matrices = {layer: file.get_tensor(f"covariance.{layer}") for layer in stored}
-            background = {layer: file.get_tensor(f"background.{layer}") for layer in stored}
+            sampled = [layer for layer in stored if f"background.{layer}" in file.keys()]  # noqa: SIM118 (a file)
+            background = {layer: file.get_tensor(f"background.{layer}") for layer in sampled}
     except (SafetensorError, OSError, KeyError) as error:
         raise CovarianceError(f"{path}: cannot be read ({error}); compute it again") from None
     convergence = {
@@ -117,6 +118,25 @@ def read_covariance(
         raise CovarianceError(f"{path}: was computed on another model; compute it on this one")
     check_matrices(matrices, str(path))
     return covariance
+
+
+def load_covariance(
+    covariance: str | os.PathLike | Mapping[int, Tensor] | Covariance | None,
+    model: PreTrainedModel,
+    layers: Sequence[int] | None,
+) -> Covariance | None:
+    """What a user gives as a covariance: a file, read and checked, or the matrices themselves; None for none.
+
+    Raises:
+        CovarianceError: see `read_covariance` and `check_matrices`.
+    """
+    if covariance is None or isinstance(covariance, Covariance):
+        return covariance
+    if isinstance(covariance, Mapping):
+        check_matrices(covariance)
+        return Covariance(dict(covariance), {}, 0, "")
+    named = layers if isinstance(layers, Sequence) else None  # what is no list is refused by the configuration
+    return read_covariance(covariance, model, named)
 
 
 def check_matrices(matrices: Mapping[int, Tensor], name: str = "covariance") -> None:

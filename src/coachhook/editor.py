@@ -5,49 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
-from weakref import WeakSet
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coachhook.architecture_check import check_parts
 from coachhook.architectures import Architecture, ModelParts, declare_architecture
-from coachhook.covariance_file import Covariance, check_matrices, read_covariance
-from coachhook.edit_request import EditRequest, RequestError
-from coachhook.editors.base import Method, Update
-from coachhook.errors import CoachHookError
+from coachhook.base_identity import BaseModelIdentity
+from coachhook.covariance_file import Covariance, load_covariance
+from coachhook.edit_request import EditRequest
+from coachhook.edited_model import EditorError, check_unmoved, claim, refuse_edited, release
+from coachhook.editors.base import MergeError, Method, Update
 from coachhook.hyperparameters import check_layers, check_trained_editor, configure, registered
-from coachhook.journal import JournalError, Step
-from coachhook.keys import encode_edit
+from coachhook.journal import Step, StepReport
+from coachhook.keys import check_lengths
 from coachhook.metrics import PROTOCOLS, Metrics, check_protocol, predict, predict_base, questions, score
-from coachhook.saved_edits import BaseModelIdentity, read_edits, read_tokenizer, write_edits
+from coachhook.saved_edits import read_edits, read_tokenizer, write_edits
 from coachhook.solver import CovarianceError
-
-_edited: WeakSet[PreTrainedModel] = WeakSet()  # models with an open editor
-
-
-class EditorError(CoachHookError, ValueError):
-    """What is asked does not fit the state of the editor or of its model."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What `Editor.edit` did.
-
-    Attributes:
-        step: number of batches applied, this one included.
-        requests: size of this batch.
-        thresholds: the gate's threshold per layer after the step; None for methods without one.
-        update: what the step wrote; `Editor.replay` applies it again.
-    """
-
-    step: int
-    requests: int
-    thresholds: dict[int, float] | None
-    update: Update
 
 
 class Editor:
@@ -60,7 +36,8 @@ class Editor:
     ```
 
     Arguments:
-        model: a `PreTrainedModel`; it stays usable as it is, now with the edits. One editor at a time.
+        model: a `PreTrainedModel`; it stays usable as it is, now with the edits. One editor at a time. Its own
+            `save_pretrained` and `state_dict` still give the base weights. A deep copy holds the edits for good.
         method: one of `methods()`.
         covariance: file from `compute_covariance`, or C0 (m×m) per layer, for methods that need one.
         trained_editor: file from `TrainedMethod.train`, for methods that need one (mend, serac).
@@ -85,7 +62,7 @@ class Editor:
         if architecture is not None:
             declare_architecture(model, architecture)
         needed = registered(method).load().needs_covariance
-        loaded = _load_covariance(covariance, model, hyperparameters.get("layers"))
+        loaded = load_covariance(covariance, model, hyperparameters.get("layers"))
         if needed and loaded is None:
             raise CovarianceError(f"covariance: method {method} needs one; make it with compute_covariance")
         self._open(model, tokenizer, method, loaded, trained_editor, hyperparameters)
@@ -96,38 +73,35 @@ class Editor:
         directory: str | os.PathLike,
         model: PreTrainedModel | None = None,
         *,
+        step: int | None = None,
         covariance: str | os.PathLike | Mapping[int, Tensor] | None = None,
     ) -> Editor:
         """The editor that `save_pretrained` saved, with the same outputs.
 
         Arguments:
             model: the base model; loaded by its name where it is not given.
+            step: stop after this step (0: the base model); default: the last.
             covariance: only to edit further, with methods that need one.
 
         Raises:
-            JournalError: the directory is incomplete, damaged, of a newer format, or of another base model.
+            JournalError: the directory is incomplete, damaged, of a newer format, or of another base model; or there is
+                no such step.
             CovarianceError: the covariance cannot be used.
         """
         saved = read_edits(directory)
-        model = saved.base_model.load() if model is None else model
-        if saved.base_model.architecture is not None:
-            declare_architecture(model, saved.base_model.architecture)
-        differences = saved.base_model.differences(BaseModelIdentity.of(model, saved.layers))
-        if differences:
-            right = f"({'; '.join(differences)}); load the model {saved.base_model.name or 'that was edited'}"
-            raise JournalError(f"{directory}: was saved from another base model {right}")
+        steps = saved.first(step, directory)
+        model = saved.base(model, directory)
         editor = cls.__new__(cls)
         editor._open(
             model,
             read_tokenizer(directory, saved),
             saved.method,
-            _load_covariance(covariance, model, saved.layers),
+            load_covariance(covariance, model, saved.layers),
             saved.trained_editor and Path(directory) / saved.trained_editor,
             saved.hyperparameters,
         )
         try:
-            for step in saved.steps:
-                editor._replay(step.read(directory))
+            editor._replay([saved_step.read(directory) for saved_step in steps])
         except BaseException:
             editor.close()
             raise
@@ -163,7 +137,7 @@ class Editor:
         Raises:
             RequestError: a request does not fit the model's context; nothing has been edited then.
             CovarianceError: the editor was loaded without the covariance that its method needs to edit.
-            EditorError: the editor is closed.
+            EditorError: the editor is closed, or its model was moved to another device or dtype.
         """
         self._check_open()
         if self._answers_only:
@@ -171,9 +145,10 @@ class Editor:
                 f"covariance: method {self.method} needs one to edit further; "
                 "give it to Editor.from_pretrained(directory, covariance=...)"
             )
+        check_unmoved(self.model)
         self.check(requests)
         update = self._method.edit(requests)
-        self._steps.append(Step(update, tuple(requests), datetime.now(UTC).isoformat(timespec="seconds")))
+        self._steps.append(Step.now(update, requests))
         return StepReport(self.step, len(requests), self._method.thresholds(), update)
 
     def replay(self, update: Update, requests: Sequence[EditRequest] = ()) -> None:
@@ -182,7 +157,7 @@ class Editor:
         Arguments:
             requests: what the step was about, for the journal.
         """
-        self._replay(Step(update, tuple(requests), datetime.now(UTC).isoformat(timespec="seconds")))
+        self._replay([Step.now(update, requests)])
 
     def rollback(self, to_step: int) -> None:
         """Go back to step `to_step` (0: the base model): the same bits as having stopped there.
@@ -195,8 +170,7 @@ class Editor:
             raise EditorError(f"to_step: {to_step} is not between 0 and {self.step}, the steps applied")
         kept, self._steps = self._steps[:to_step], []
         self._method.reset()
-        for step in kept:
-            self._replay(step)
+        self._replay(kept)
 
     def check(self, requests: Sequence[EditRequest]) -> None:
         """Refuse what cannot be edited on this model.
@@ -204,18 +178,7 @@ class Editor:
         Raises:
             RequestError: no requests, or a prompt with a prefix and its target is longer than the context.
         """
-        if not requests:
-            raise RequestError("there are no requests; give at least one")
-        longest = self._method.parts.context_length
-        for position, request in enumerate(requests, 1):
-            lengths = [
-                len(encode_edit(self.tokenizer, request, prefix, request.target_new).ids)
-                for prefix in ("", *self._method.prefixes)
-            ]
-            if max(lengths) > longest:
-                behind = f" ({max(lengths)} behind the longest prefix)" if max(lengths) > lengths[0] else ""
-                problem = f"{lengths[0]} tokens with its target{behind}, the context holds {longest}; shorten it"
-                raise RequestError(problem, "prompt", request.case_id, position)
+        check_lengths(self.tokenizer, requests, self._method.prefixes, self._method.parts.context_length)
 
     def evaluate(self, requests: Sequence[EditRequest], protocol: str = "easyedit") -> Metrics:
         """Reliability, generality, locality and portability of these requests, as the model stands now.
@@ -233,8 +196,43 @@ class Editor:
         columns = score(self.tokenizer, asked, answers, base, protocol)
         return PROTOCOLS[protocol].summarise(asked, columns)
 
+    def record(self, metrics: Metrics, protocol: str = "easyedit", step: int | None = None) -> None:
+        """Keep metrics with a step, in the journal and in what is saved.
+
+        `evaluate` keeps nothing by itself, as it may be asked about any requests at any time.
+
+        Arguments:
+            metrics: what `evaluate` gave for the step's requests, usually right after it.
+            step: from 1; default: the last.
+
+        Raises:
+            EditorError: there is no such step.
+        """
+        step = self.step if step is None else step
+        if not 1 <= step <= self.step:
+            raise EditorError(f"step: {step} is not between 1 and {self.step}, the steps applied")
+        known = self._steps[step - 1]
+        self._steps[step - 1] = replace(known, metrics=known.metrics | {protocol: metrics.row()})
+
+    def merge_and_unload(self) -> PreTrainedModel:
+        """A plain copy of the model that holds the edits in its weights, for methods without a gate.
+
+        This editor and its model stay as they are, so there has to be memory for a second model. Outputs are the edited
+        model's up to rounding: ΔW is added to weights in their own dtype, and changes below its resolution are lost.
+
+        Raises:
+            EditorError: the method has a gate, or weights are offloaded, or the editor is closed.
+        """
+        self._check_open()
+        try:
+            merged = self._method.merged()
+        except MergeError as error:
+            raise EditorError(f"method {self.method}: {error}") from None
+        release(merged)
+        return merged
+
     def disabled(self) -> AbstractContextManager[None]:
-        """Inside, the model is bit for bit the base model."""
+        """Inside, the model is bit for bit the base model, for every thread that uses it."""
         return self._method.disabled()
 
     def thresholds(self) -> dict[int, float] | None:
@@ -245,11 +243,17 @@ class Editor:
         """Per hook layer: its index, the z-score of every token of `texts` (batch, time), the mask of real tokens."""
         return self._method.z_scores(texts)
 
+    def recorded_swaps(self) -> AbstractContextManager[dict[int, list[Tensor]]]:
+        """Inside, what the gates do: per hook layer one mask (batch, time) per call of the model, True where the edited
+        weights answered. Padding counts for nothing. Empty for methods without hook layers.
+        """
+        return self._method.recorded_swaps()
+
     def close(self) -> None:
         """Take everything off the model: it is the base model again."""
         if not self._closed:
             self._closed = True
-            _edited.discard(self.model)
+            release(self.model)
             self._method.close()
 
     def _open(
@@ -262,13 +266,13 @@ class Editor:
         hyperparameters: dict,
     ) -> None:
         """Put the method on the model; without a covariance that it needs, it answers and replays only."""
-        if model in _edited:
-            raise EditorError("model: another editor is on it; close() that one first")
+        refuse_edited(model)
         entry = registered(method)
         method_class = entry.load()
         check_trained_editor(method, method_class, trained_editor)
         layers = {} if covariance is None else {"layers": covariance.layers}
         values = {**entry.preset, **layers, **hyperparameters}
+        method_class = method_class.variant(values)
         self.method, self.model, self.tokenizer = method, model, tokenizer
         check_layers(method, method_class.config_class, values, model)
         self.config = configure(method, method_class.config_class, values)
@@ -280,30 +284,16 @@ class Editor:
         self._method: Method = method_class(model, tokenizer, self.config, covariance, *filter(None, [trained_editor]))
         self._steps: list[Step] = []
         self._closed = False
-        _edited.add(model)
+        claim(model, method)
 
     def _check_open(self) -> None:
         if self._closed:
             raise EditorError("the editor is closed; make a new one")
 
-    def _replay(self, step: Step) -> None:
+    def _replay(self, steps: Sequence[Step]) -> None:
         self._check_open()
-        self._method.replay(step.update)
-        self._steps.append(step)
+        self._method.replay_all(step.update for step in steps)
+        self._steps += steps
 
     def __repr__(self) -> str:
         return f"Editor(method={self.method!r}, step={self.step}, layers={list(self.config.layers)})"
-
-
-def _load_covariance(
-    covariance: str | os.PathLike | Mapping[int, Tensor] | None,
-    model: PreTrainedModel,
-    layers: Sequence[int] | None,
-) -> Covariance | None:
-    if covariance is None or isinstance(covariance, Covariance):
-        return covariance
-    if isinstance(covariance, Mapping):
-        check_matrices(covariance)
-        return Covariance(dict(covariance), {}, 0, "")
-    named = layers if isinstance(layers, Sequence) else None  # what is no list is refused by the configuration
-    return read_covariance(covariance, model, named)

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from coachhook.low_rank import LowRank
+
 
 def z_scores(
     change: Float[Tensor, "batch time d"], real: Bool[Tensor, "batch time"] | None = None
@@ -37,17 +39,31 @@ def z_scores(
 class Gate(Protocol):
     """Decides token by token; one gate per hook layer."""
 
+    nbytes: int
+    """Bytes that deciding takes besides ΔW."""
+
     def swap(
-        self, change: Float[Tensor, "batch time d"], real: Bool[Tensor, "batch time"] | None
+        self,
+        change: Float[Tensor, "batch time d"],
+        real: Bool[Tensor, "batch time"] | None = None,
+        keys: Float[Tensor, "batch time m"] | None = None,
     ) -> Bool[Tensor, "batch time"] | None:
         """True where W_h answers; None for everywhere."""
+
+    def moved(self, device: torch.device, factors: LowRank | None) -> Gate:
+        """The gate for a model on another device, where the ΔW it decides about is kept as `factors`."""
 
 
 class NoGate:
     """W_h answers for every token (the paper's ablation without hook layers)."""
 
-    def swap(self, change: Tensor, real: Tensor | None) -> None:
+    nbytes = 0
+
+    def swap(self, change: Tensor, real: Tensor | None = None, keys: Tensor | None = None) -> None:
         return None
+
+    def moved(self, device: torch.device, factors: LowRank | None) -> NoGate:
+        return self
 
     def __repr__(self) -> str:
         return "NoGate()"
@@ -63,10 +79,14 @@ class PaperGate:
         alpha: α_z, the threshold at the start.
     """
 
+    nbytes = 0
+
     def __init__(self, alpha: float):
         self.alpha = alpha
 
-    def swap(self, change: Tensor, real: Tensor | None) -> Bool[Tensor, "batch time"]:
+    def swap(
+        self, change: Tensor, real: Tensor | None = None, keys: Tensor | None = None
+    ) -> Bool[Tensor, "batch time"]:
         return z_scores(change, real) >= self.alpha  # NaN compares False: no z-score, no swap
 
     def tighten(self, change: Float[Tensor, "batch time d"], real: Bool[Tensor, "batch time"]) -> None:
@@ -75,6 +95,9 @@ class PaperGate:
         highest = highest[highest > -torch.inf]  # a prompt of one token has no z-score
         if highest.numel():
             self.alpha = min(self.alpha, highest.min().item())
+
+    def moved(self, device: torch.device, factors: LowRank | None) -> PaperGate:
+        return self
 
     def __repr__(self) -> str:
         return f"PaperGate(alpha={self.alpha:.4g})"

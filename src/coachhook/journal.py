@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -31,11 +33,35 @@ class Step:
         update: what it wrote.
         requests: what it was asked to write.
         time: when it was edited, ISO 8601 in UTC.
+        metrics: numbers by name for each protocol, as far as `Editor.record` was given any.
     """
 
     update: Update
     requests: tuple[EditRequest, ...]
     time: str
+    metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
+
+    @classmethod
+    def now(cls, update: Update, requests: Sequence[EditRequest]) -> Step:
+        """A step that is applied at this moment."""
+        return cls(update, tuple(requests), datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What `Editor.edit` did.
+
+    Attributes:
+        step: number of batches applied, this one included.
+        requests: size of this batch.
+        thresholds: the gate's threshold per layer after the step; None for methods without one.
+        update: what the step wrote; `Editor.replay` applies it again.
+    """
+
+    step: int
+    requests: int
+    thresholds: dict[int, float] | None
+    update: Update
 
 
 def step_path(directory: str | os.PathLike, step: int) -> Path:

@@ -6,7 +6,9 @@ Legend: k input of the rewrite module at the subject's last token; h hidden stat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 
 import torch
 from jaxtyping import Float
@@ -15,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from coachhook.architectures import ModelParts
 from coachhook.devices import at
-from coachhook.edit_request import EditRequest
+from coachhook.edit_request import EditRequest, RequestError
 from coachhook.hooks import HookLayers
 from coachhook.tokens import EncodedPrompt, PaddedBatch, encode, pad, pad_id
 from coachhook.tracing import block_inputs, rewrite_inputs
@@ -29,18 +31,38 @@ def encode_edit(
     return encode(tokenizer, prefix + request.text, answer, subject_end=end)
 
 
+def check_lengths(
+    tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], prefixes: Sequence[str], longest: int
+) -> None:
+    """Refuse what does not fit a context of `longest` tokens.
+
+    Raises:
+        RequestError: no requests, or a prompt with a prefix and its target is too long.
+    """
+    if not requests:
+        raise RequestError("there are no requests; give at least one")
+    for position, request in enumerate(requests, 1):
+        lengths = [len(encode_edit(tokenizer, request, prefix, request.target_new).ids) for prefix in ("", *prefixes)]
+        if max(lengths) > longest:
+            behind = f" ({max(lengths)} behind the longest prefix)" if max(lengths) > lengths[0] else ""
+            problem = f"{lengths[0]} tokens with its target{behind}, the context holds {longest}; shorten it"
+            raise RequestError(problem, "prompt", request.case_id, position)
+
+
 @dataclass(frozen=True)
 class KeyPrompts:
     """The prompts that make a batch's keys: first the u plain prompts, then each with each prefix, request by request.
 
     A key is the mean of its plain prompt's and the mean over its prefixed prompts', so the plain prompt weighs
-    one half (MEMIT, released code).
+    one half (MEMIT, released code). `bare`: a third part is "{subject} is a", as the last u rows; each then weighs a
+    third. No other prompt need begin with the subject, where its key is unlike that behind other text.
     """
 
     batch: PaddedBatch
     subject_last: Tensor
     requests: int
     prefixes: int
+    bare: bool = False
 
     @classmethod
     def encode(
@@ -49,20 +71,30 @@ class KeyPrompts:
         requests: Sequence[EditRequest],
         prefixes: Sequence[str],
         device: torch.device,
+        bare: bool = False,
     ) -> KeyPrompts:
         rows = [encode_edit(tokenizer, request) for request in requests]
         rows += [encode_edit(tokenizer, request, prefix) for request in requests for prefix in prefixes]
+        if bare:
+            rows += [encode_edit(tokenizer, replace(request, prompt="{} is a")) for request in requests]
         batch = pad([row.ids for row in rows], pad_id(tokenizer), device)
         last = torch.tensor([row.subject_last for row in rows], device=device)
-        return cls(batch, last, len(requests), len(prefixes))
+        return cls(batch, last, len(requests), len(prefixes), bare)
+
+    def plain(self, keys: Float[Tensor, "rows m"]) -> Float[Tensor, "u m"]:
+        """The keys of the plain prompts alone."""
+        return keys[: self.requests].float()
 
     def combine(self, keys: Float[Tensor, "rows m"]) -> Float[Tensor, "u m"]:
         """One key per request from one key per prompt."""
-        plain = keys[: self.requests].float()
-        if not self.prefixes:
-            return plain
-        prefixed = keys[self.requests :].float().unflatten(0, (self.requests, self.prefixes)).mean(1)
-        return (plain + prefixed) / 2
+        parts = [self.plain(keys)]
+        behind = self.requests * (1 + self.prefixes)
+        if self.prefixes:
+            prefixed = keys[self.requests : behind].float()
+            parts.append(prefixed.unflatten(0, (self.requests, self.prefixes)).mean(1))
+        if self.bare:
+            parts.append(keys[behind:].float())
+        return reduce(add, parts) / len(parts)
 
 
 class LayerSweep:
@@ -85,10 +117,14 @@ class LayerSweep:
 
     def keys(self, layer: int) -> Float[Tensor, "u m"]:
         """The batch's keys at `layer` (not below an earlier call's), float32."""
+        return self._prompts.combine(self.prompt_keys(layer))
+
+    def prompt_keys(self, layer: int) -> Float[Tensor, "rows m"]:
+        """One key per prompt instead of one per request."""
         self._advance(layer)
         with rewrite_inputs(self._parts, [layer]) as recorded:
             self._run(layer, self._hidden, self._every)
-        return self._prompts.combine(at(recorded[layer], self._every, self._prompts.subject_last))
+        return at(recorded[layer], self._every, self._prompts.subject_last)
 
     def hidden(self, layer: int) -> Float[Tensor, "u d"]:
         """The hidden states of the plain prompts' subjects at the last edited layer, float32."""

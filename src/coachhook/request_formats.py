@@ -142,10 +142,18 @@ def _parse_rome(record: dict, reading: Reading) -> list[EditRequest]:
     return [_parse_rewrite(rewrite, f"requested_rewrite[{i}]", record, reading) for i, rewrite in enumerate(rewrites)]
 
 
+def _parse_memit(record: dict, reading: Reading) -> list[EditRequest]:
+    """A rewrite by itself, as ROME, MEMIT and AlphaEdit take requests; it need not say what was true."""
+    return [_parse_rewrite(record, "", record, reading)]
+
+
 def _parse_rewrite(rewrite: object, field: str, record: dict, reading: Reading) -> EditRequest:
-    rewrite, inside = as_object(rewrite, field), f"{field}."
+    rewrite, inside = as_object(rewrite, field), f"{field}." if field else ""
+    said = field or record.get("neighborhood_prompts") or "target_true" in rewrite
     new, true = (
         required(as_object(required(rewrite, key, inside), inside + key), "str", f"{inside}{key}.")
+        if key == "target_new" or said
+        else None
         for key in ("target_new", "target_true")
     )
     subject, prompt = required(rewrite, "subject", inside), required(rewrite, "prompt", inside)
@@ -219,6 +227,7 @@ _FORMATS: tuple[tuple[Callable[[dict], bool], Parse], ...] = (
     (lambda record: "requested_rewrite" in record, _parse_rome),
     (lambda record: "src" in record and "prompt" not in record, _parse_zsre),
     (is_keyword_lists, _parse_lists),
+    (lambda record: isinstance(record.get("target_new"), dict), _parse_memit),
     (_is_easyedit, _parse_easyedit),
     (lambda record: not {"subject", "prompt", "target_new"}.isdisjoint(record), _parse_own),
 )

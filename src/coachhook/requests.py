@@ -54,7 +54,7 @@ def read_requests(
 ) -> list[EditRequest]:
     """Read the requests of a JSON array, JSON Lines or an object around them, gzip or not, in a format known from
     its content: our own schema, CounterFact (ROME, EasyEdit), ZsRE (MEND, EasyEdit), KnowEdit, MQuAKE (one request
-    per rewrite), EasyEdit's keyword lists.
+    per rewrite), the request dicts of ROME and MEMIT, EasyEdit's keyword lists.
 
     zsre_target: what ZsRE records are edited to, "alt" (the false answer, as EasyEdit does) or "answers" (the
     first true one, as ROME does; then there is no target_true). part: which language, split or other part is read

@@ -11,19 +11,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from pydantic import BaseModel, ValidationError
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import coachhook
-from coachhook.architectures import Architecture, ModelParts, declared_architecture
-from coachhook.covariance_file import model_digest
+from coachhook.architectures import declare_architecture
+from coachhook.base_identity import BaseModelIdentity
 from coachhook.edit_request import EditRequest, Probe
+from coachhook.edited_model import refuse_edited
 from coachhook.editors.base import MethodConfig
 from coachhook.journal import JournalError, Step, pack_step, read_update, write_bytes, write_text
 
@@ -33,73 +33,17 @@ _WRITTEN = r"((\d{6}|trained_editor)-[0-9a-f]{16}\.safetensors|tokenizer-[0-9a-f
 _OURS = re.compile(rf"{_WRITTEN}|\.({_WRITTEN}|tokenizer|edits\.json)\.\d+\.tmp")
 
 
-class BaseModelIdentity(BaseModel):
-    """What tells a base model from others; its weights by a digest of each edited layer's rewrite module."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    revision: str | None
-    family: str
-    layers: int
-    width: int
-    dtype: str
-    digests: dict[int, str]
-    architecture: Architecture | None = None  # where it was declared
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, edited: Sequence[int]) -> BaseModelIdentity:
-        """edited: the layers to be edited; those that the model lacks have no digest."""
-        count = len(ModelParts(model).blocks)
-        return cls(
-            name=model.name_or_path,
-            revision=getattr(model.config, "_commit_hash", None),
-            family=model.config.model_type,
-            layers=count,
-            width=model.config.get_text_config().hidden_size,
-            dtype=str(model.dtype).removeprefix("torch."),
-            digests={layer: model_digest(model, [layer]) for layer in edited if layer < count},
-            architecture=declared_architecture(model),
-        )
-
-    def differences(self, other: BaseModelIdentity) -> list[str]:
-        """What of `other` is not as it is here, in words; names and revisions do not count."""
-        found = [
-            f"{field} {getattr(self, field)}, not {getattr(other, field)}"
-            for field in ("family", "layers", "width", "dtype")
-            if getattr(self, field) != getattr(other, field)
-        ]
-        if not found:
-            changed = [layer for layer, digest in self.digests.items() if other.digests.get(layer) != digest]
-            found = [f"other weights at layers {', '.join(map(str, changed))}"] if changed else []
-        return found
-
-    def load(self) -> PreTrainedModel:
-        """The base model by its name.
-
-        Raises:
-            JournalError: it has none, or nothing is found under it.
-        """
-        if not self.name:
-            raise JournalError("model: the saved edits know no name of their base model; give the model itself")
-        try:
-            dtype = getattr(torch, self.dtype)
-            return AutoModelForCausalLM.from_pretrained(self.name, revision=self.revision, dtype=dtype)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise JournalError(f"model: {self.name} cannot be loaded ({reason}); give the model itself") from None
-
-
 def _probes(records: list[dict]) -> list[Probe]:
     return [Probe(**record) for record in records]
 
 
 class SavedStep(BaseModel):
-    """One step: its safetensors file, when it was edited, and its requests."""
+    """One step: its safetensors file, when it was edited, its requests, and metrics by protocol."""
 
     file: str
     time: str
     requests: list[dict]
+    metrics: dict[str, dict[str, float | None]] = {}
 
     def read(self, directory: str | os.PathLike) -> Step:
         """Raises JournalError for a file that is missing or damaged."""
@@ -116,11 +60,13 @@ class SavedStep(BaseModel):
             )
         except (KeyError, TypeError) as error:
             raise JournalError(f"{_INDEX}: the requests of {path.name} are damaged ({error})") from None
-        return Step(read_update(path), requests, self.time)
+        return Step(read_update(path), requests, self.time, self.metrics)
 
 
 class SavedEdits(BaseModel):
-    """The content of `edits.json`."""
+    """The content of `edits.json`. Of format 1 newer versions may write more fields, which are not read here; what
+    would be misread without them gets another format.
+    """
 
     format: Literal[1]
     coachhook: str
@@ -132,6 +78,33 @@ class SavedEdits(BaseModel):
     tokenizer: str
     trained_editor: str | None
     steps: list[SavedStep]
+
+    def base(self, model: PreTrainedModel | None, directory: str | os.PathLike) -> PreTrainedModel:
+        """The base model: the given one, or else loaded by its name; `directory` is for messages.
+
+        Raises:
+            JournalError: it is not the one that was edited, or cannot be loaded.
+            EditorError: an editor is open on it, or it is a copy of an edited model.
+        """
+        model = self.base_model.load() if model is None else model
+        refuse_edited(model)
+        if self.base_model.architecture is not None:
+            declare_architecture(model, self.base_model.architecture)
+        differences = self.base_model.differences(BaseModelIdentity.of(model, self.layers))
+        if differences:
+            right = f"({'; '.join(differences)}); load the model {self.base_model.name or 'that was edited'}"
+            raise JournalError(f"{directory}: was saved from another base model {right}")
+        return model
+
+    def first(self, count: int | None, directory: str | os.PathLike) -> list[SavedStep]:
+        """The first `count` steps; None for all.
+
+        Raises:
+            JournalError: there are not so many.
+        """
+        if count is not None and not 0 <= count <= len(self.steps):
+            raise JournalError(f"step: {count} is not between 0 and {len(self.steps)}, the steps saved in {directory}")
+        return self.steps[:count]
 
 
 def write_edits(
@@ -161,15 +134,27 @@ def write_edits(
                 file=_write(directory, f"{number:06d}", pack_step(number, step.update)),
                 time=step.time,
                 requests=[asdict(request) for request in step.requests],
+                metrics=step.metrics,
             )
             for number, step in enumerate(steps, 1)
         ],
     )
-    write_text(directory / _INDEX, json.dumps(saved.model_dump(), ensure_ascii=False, indent=1) + "\n")
-    needed = {saved.tokenizer, saved.trained_editor, *(step.file for step in saved.steps)}
-    for path in directory.iterdir():
-        if _OURS.fullmatch(path.name) and path.name not in needed:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _write_index(directory, saved)
+
+
+def truncate_edits(directory: str | os.PathLike, to_step: int) -> None:
+    """Drop the steps after `to_step` from a directory, whole or not at all; no model is needed.
+
+    Raises:
+        JournalError: as `read_edits`, or there is no such step.
+    """
+    saved = read_edits(directory)
+    _write_index(Path(directory), saved.model_copy(update={"steps": saved.first(to_step, directory)}))
+
+
+def holds_edits(directory: str | os.PathLike) -> bool:
+    """Whether edits are saved there, readable or not."""
+    return (Path(directory) / _INDEX).is_file()
 
 
 def read_edits(directory: str | os.PathLike) -> SavedEdits:
@@ -197,6 +182,15 @@ def read_edits(directory: str | os.PathLike) -> SavedEdits:
 
 def read_tokenizer(directory: str | os.PathLike, saved: SavedEdits) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(Path(directory) / saved.tokenizer)
+
+
+def _write_index(directory: Path, saved: SavedEdits) -> None:
+    """Write `edits.json`; then remove what an earlier save left and this one does not name."""
+    write_text(directory / _INDEX, json.dumps(saved.model_dump(), ensure_ascii=False, indent=1) + "\n")
+    needed = {saved.tokenizer, saved.trained_editor, *(step.file for step in saved.steps)}
+    for path in directory.iterdir():
+        if _OURS.fullmatch(path.name) and path.name not in needed:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _write(directory: Path, stem: str, content: bytes) -> str:

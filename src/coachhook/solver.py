@@ -44,11 +44,19 @@ class RecursiveLeastSquares:
         self._start(covariance)
 
     def forget(self) -> None:
-        """A as it was before any key."""
+        """A as it was before any key; absorbing the same keys again in the same order takes no time."""
+        self._forgotten = self._keys, self._whitened, self._gram
+        self._clear()
+
+    def _clear(self) -> None:
         empty = self._empty
         self._whitened = empty  # B = (λC0)⁻¹ P
         self._keys = empty  # P
         self._gram = empty.new_zeros((0, 0))  # lower Cholesky factor of G = I + Pᵀ B; grows with each batch
+
+    @property
+    def device(self) -> torch.device:
+        return self._empty.device
 
     @property
     def absorbed(self) -> int:
@@ -71,11 +79,26 @@ class RecursiveLeastSquares:
         inner.diagonal().add_(1.0)
         return torch.linalg.solve(inner, solved, left=False)
 
+    def factor(self, keys: Float[Tensor, "m u"]) -> tuple[Float[Tensor, "m u"], Float[Tensor, "u u"]]:
+        """V and lower L, float64: (A + K Kᵀ)⁻¹ = A⁻¹ − V Vᵀ and `gain(K)` = V L⁻¹. A is left as it is."""
+        keys = keys.double()
+        solved = self.solve(keys)
+        inner = keys.T @ solved
+        inner.diagonal().add_(1.0)
+        root = torch.linalg.cholesky(inner)
+        return torch.linalg.solve_triangular(root, solved.T, upper=False).T, root
+
+    def prior_root(self, vectors: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+        """M X, float64, with M Mᵀ = (λC0)⁻¹."""
+        upper = self._factor.T
+        return torch.linalg.solve_triangular(upper, vectors.to(upper), upper=True) / self.weight**0.5
+
     def solve(self, vectors: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
         """A⁻¹ X, float64."""
         solved = self._solve_prior(vectors.double())
         if not self.absorbed:
             return solved
+        self._settle()
         seen = torch.cholesky_solve(self._whitened.T @ vectors.double(), self._gram)
         return solved - self._whitened @ seen
 
@@ -83,7 +106,10 @@ class RecursiveLeastSquares:
         """A ← A + past_weight · K Kᵀ."""
         if past_weight == 0:
             return
-        keys = keys.double() * past_weight**0.5
+        keys = keys.to(self._empty) * past_weight**0.5
+        if self._recall(keys):
+            return
+        self._settle()
         whitened = self._solve_prior(keys)
         cross = self._keys.T @ whitened
         corner = keys.T @ whitened
@@ -100,11 +126,54 @@ class RecursiveLeastSquares:
 
     def _start(self, covariance: Float[Tensor, "m m"]) -> None:
         self._empty = covariance.new_zeros((covariance.shape[0], 0), dtype=torch.float64)
+        self._clear()
         self.forget()
+
+    def _recall(self, keys: Float[Tensor, "m u"]) -> bool:
+        """Absorb keys that stood at this very place before all was forgotten, as in a rollback."""
+        old, new = self.absorbed, self.absorbed + keys.shape[1]
+        earlier, whitened, gram = self._forgotten
+        if not torch.equal(earlier[:, old:new], keys):
+            self._forgotten = self._empty, self._empty, self._gram[:0, :0]
+            return False
+        self._keys, self._whitened, self._gram = earlier[:, :new], whitened[:, :new], gram[:new, :new]
+        return True
+
+    def _settle(self) -> None:
+        """Lay out what was recalled as it was when it was computed, for solves to have the same bits."""
+        parts = self._keys, self._whitened, self._gram
+        self._keys, self._whitened, self._gram = (part.contiguous() for part in parts)
 
     def _solve_prior(self, vectors: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
         """(λC0)⁻¹ X."""
         return torch.cholesky_solve(vectors, self._factor) / self.weight
+
+
+class FactoredLeastSquares(RecursiveLeastSquares):
+    """The same accumulator kept as V (m×p) alone: A⁻¹ = (λC0)⁻¹ − V Vᵀ.
+
+    A batch adds its own columns and leaves the earlier ones as they are, and ΔW lies in their span. So a journal of
+    a batch's columns of ΔW and V is all that going on needs, the keys themselves left out.
+    """
+
+    def forget(self) -> None:
+        self._factors = self._empty
+
+    @property
+    def absorbed(self) -> int:
+        return self._factors.shape[1]
+
+    def solve(self, vectors: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+        vectors = vectors.double()
+        return self._solve_prior(vectors) - self._factors @ (self._factors.T @ vectors)
+
+    def absorb(self, keys: Float[Tensor, "m u"], past_weight: float = 1.0) -> None:
+        if past_weight:
+            self.absorb_factor(self.factor(keys.double() * past_weight**0.5)[0])
+
+    def absorb_factor(self, factor: Float[Tensor, "m u"]) -> None:
+        """A⁻¹ ← A⁻¹ − V Vᵀ, V being what `factor` gave for a batch."""
+        self._factors = torch.cat([self._factors, factor.to(self._factors)], 1)
 
 
 class NullSpaceLeastSquares(RecursiveLeastSquares):

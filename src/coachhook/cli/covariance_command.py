@@ -61,9 +61,13 @@ def covariance(
     ] = None,
     architecture: ArchitectureOption = None,
 ) -> None:
-    """Compute the key covariances that editing needs, for all layers in one pass over a text.
+    """Compute the key covariances that most methods need, once per model.
 
-    Killed and started again with the same options, it goes on where it was.
+    For all layers in one pass over a text. Killed and started again with the same options, it goes on
+    where it was.
+
+    Example:
+      coachhook covariance gpt2-xl --texts articles.txt --layers 13,14,15,16,17 --out c.safetensors
     """
     with one_line_errors():
         from coachhook.second_moment_files import write_second_moments

@@ -44,11 +44,15 @@ def plan(
     architecture: ArchitectureOption = None,
     folder: Annotated[Path, typer.Option(help="where results will be written; its disk is looked at")] = Path("."),
     trial_seconds: Annotated[float, typer.Option(min=0, help="length of the trial that times come from; 0: none")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, for programs")] = False,
 ) -> None:
-    """Say what memory, disk, tokens and time editing a model will take here; fail where it cannot fit.
+    """Say what editing a model will take here.
 
-    Only the model's configuration is read, so the model need not be downloaded for this.
+    Memory, disk, tokens and time; it fails where they cannot fit. Only the model's
+    configuration is read, so it need not be downloaded for this.
+
+    Example:
+      coachhook plan gpt2-xl --edits 1000 --batch-size 30 --device cuda
     """
     with one_line_errors():
         from coachhook.layers import suggested_layers

@@ -24,6 +24,7 @@ class Registered:
 
 METHODS: dict[str, Registered] = {
     "coachhook": Registered("coachhook:CoachHook", {"gate": "paper"}),
+    "coachhook-leverage": Registered("leverage:LeverageHook", {"gate": "leverage"}),
     "coachhook-nohook": Registered("coachhook:WithoutHook", {"gate": "off"}),
     "memit": Registered("coachhook:Memit", {"gate": "off", "past_weight": 0.0}),
     "rome": Registered("rome:Rome"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -17,6 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from coachhook.architectures import ModelParts
 from coachhook.covariance_file import Covariance
 from coachhook.edit_request import EditRequest
+from coachhook.errors import CoachHookError
+from coachhook.gates import NoGate
 from coachhook.hooks import HookLayers
 
 
@@ -49,6 +52,10 @@ class Update:
     info: dict = field(default_factory=dict)
 
 
+class MergeError(CoachHookError, ValueError):
+    """The edits cannot be written into weights."""
+
+
 class Method(ABC):
     """One editing method on one model. The base weights are never written.
 
@@ -64,6 +71,8 @@ class Method(ABC):
     """What is kept for answering and grows with the number of edits; "nothing" where its size is fixed."""
     effect: ClassVar[Literal["everywhere", "scoped"]]
     """Whether edits change the model's answer to every token, or only where a gate, radius or classifier lets them."""
+    scope: ClassVar[str] = "its gate"
+    """What decides where edits of a scoped method answer."""
     needs_covariance: ClassVar[bool] = False
     prefixes: tuple[str, ...] = ()  # texts that the method puts in front of prompts while it edits
 
@@ -77,6 +86,11 @@ class Method(ABC):
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.parts = ModelParts(model)
 
+    @classmethod
+    def variant(cls, hyperparameters: Mapping) -> type[Method]:
+        """The class that does what the hyper-parameters ask for, where a method's variants are classes of their own."""
+        return cls
+
     @abstractmethod
     def edit(self, requests: Sequence[EditRequest]) -> Update:
         """Write one batch on top of all earlier ones."""
@@ -84,6 +98,22 @@ class Method(ABC):
     @abstractmethod
     def replay(self, update: Update) -> None:
         """Apply the update of an earlier `edit`, in the order of the steps."""
+
+    def replay_all(self, updates: Iterable[Update]) -> None:
+        """Apply the updates of earlier steps, in order: the same bits as one by one."""
+        for update in updates:
+            self.replay(update)
+
+    def merged(self) -> PreTrainedModel:
+        """A copy of the model whose weights hold the edits, without any hook.
+
+        Raises:
+            MergeError: the edits do not answer everywhere, as weights do.
+        """
+        raise MergeError(
+            f"{self.scope} decides at which tokens its edits answer, and weights answer at every token; keep the "
+            "editor, or edit with a method whose effect is everywhere, such as coachhook-nohook"
+        )
 
     @abstractmethod
     def reset(self) -> None:
@@ -109,11 +139,29 @@ class Method(ABC):
         """Layer, z-scores (batch, time) and mask of real tokens; methods without hook layers have none."""
         return iter(())
 
+    @contextmanager
+    def recorded_swaps(self) -> Iterator[dict[int, list[Tensor]]]:
+        """Inside, per hook layer, which tokens of each call it answers for; methods without hook layers have none."""
+        yield {}
+
 
 class HookLayerMethod(Method):
     """A method whose edits are the ΔW of hook layers."""
 
     hooks: HookLayers
+
+    def replay_all(self, updates: Iterable[Update]) -> None:
+        with self.hooks.gathered():
+            super().replay_all(updates)
+
+    def merged(self) -> PreTrainedModel:
+        if any(not isinstance(hook.gate, NoGate) for hook in self.hooks):
+            return super().merged()
+        if any(weight.is_meta for weight in self.model.parameters()):
+            raise MergeError("weights that are offloaded cannot be copied; load the model without offloading")
+        model, hooks = copy.deepcopy((self.model, self.hooks))  # together: the copied hooks are on the copied model
+        hooks.merge()
+        return model
 
     def reset(self) -> None:
         for hook in self.hooks:
@@ -124,6 +172,9 @@ class HookLayerMethod(Method):
 
     def close(self) -> None:
         self.hooks.close()
+
+    def recorded_swaps(self) -> AbstractContextManager[dict[int, list[Tensor]]]:
+        return self.hooks.recorded_swaps()
 
     def state_bytes(self) -> int:
         return self.hooks.state_bytes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -20,7 +20,7 @@ from coachhook.tracing import rewrite_inputs
 class CoachHookConfig(MemitConfig):
     """Hyper-parameters; defaults are the published ones for GPT2-XL and GPT-J."""
 
-    gate: Literal["paper", "off"] = Field("paper", description="which tokens the hook layers answer for")
+    gate: Literal["paper", "leverage", "off"] = Field("paper", description="which tokens the hook layers answer for")
     covariance_weight: float = Field(15_000, gt=0, description="λ, weight of the covariance C0")
     alpha: float = Field(2.2, description="α_z, the paper gate's first threshold")
     past_weight: Annotated[float, Field(ge=0)] | Literal["lambda"] = Field(
@@ -40,6 +40,14 @@ class CoachHook(MemitSolve):
     paper = "Li et al., EMNLP 2024: Consecutive Batch Model Editing with HooK Layers"
     effect = "scoped"
     config: CoachHookConfig
+
+    @classmethod
+    def variant(cls, hyperparameters: Mapping) -> type[CoachHook]:
+        from coachhook.editors.leverage import LeverageHook  # which is a CoachHook
+
+        if hyperparameters.get("gate") == "leverage":
+            return LeverageHook
+        return CoachHook if cls is LeverageHook else cls
 
     @property
     def remembers_keys(self) -> bool:

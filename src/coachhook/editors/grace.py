@@ -49,6 +49,11 @@ class Codebook:
         self.radii: Float[Tensor, " n"] = torch.zeros(0, device=device)
         self.labels: tuple[Label, ...] = ()
 
+    def move(self, device: torch.device) -> None:
+        """Keep all entries on `device`."""
+        if self.keys.device != device:
+            self.keys, self.values, self.radii = (part.to(device) for part in (self.keys, self.values, self.radii))
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -148,6 +153,7 @@ class Grace(ForwardHookMethod):
     paper = "Hartvigsen et al., NeurIPS 2023: Aging with GRACE: Lifelong Model Editing with Discrete Key-Value Adaptors"
     growing_state = "one codebook entry (key, value, radius) per edit that does not grow an earlier entry"
     effect = "scoped"
+    scope = "the radius of an entry"
     config: GraceConfig
 
     def __init__(self, model, tokenizer, config: GraceConfig, covariance=None):
@@ -230,6 +236,7 @@ class Grace(ForwardHookMethod):
     def _answer(self, keys: Float[Tensor, "batch time m"], output: Float[Tensor, "batch time d"]) -> Tensor | None:
         if not self._enabled or not len(self.codebook):
             return None
+        self.codebook.move(keys.device)
         fired = self.codebook.fired(keys)
         if self._real is not None:
             fired = torch.where(self._real.to(fired.device), fired, -1)

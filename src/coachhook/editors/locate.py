@@ -14,6 +14,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from coachhook.changes import kept_change, smallest
 from coachhook.contexts import generate_prefixes
 from coachhook.covariance_file import Covariance
 from coachhook.edit_request import EditRequest
@@ -47,8 +48,8 @@ class LocateConfig(MethodConfig):
 class LocateThenEdit(HookLayerMethod):
     """Targets for a whole batch, then every layer's ΔW from its keys and residuals; a method says how (`_solve`).
 
-    A step is kept as `left.<layer>` (d×u) and `right.<layer>` (m×u), Δ = left · rightᵀ, and `keys.<layer>` (m×u)
-    where later solves need its keys.
+    A step is kept as `left.<layer>` (d×u) and `right.<layer>` (m×u), Δ = left · rightᵀ, or as `delta.<layer>` (d×m)
+    where that is smaller, and `keys.<layer>` (m×u) where later solves need its keys.
     """
 
     config_class = LocateConfig
@@ -70,12 +71,12 @@ class LocateThenEdit(HookLayerMethod):
         self.hooks = HookLayers(self.parts, {layer: self._gate() for layer in config.layers})
 
     def edit(self, requests: Sequence[EditRequest]) -> Update:
-        before = {hook: hook.delta for hook in self.hooks}
+        before = {hook: hook.state() for hook in self.hooks}
         try:
             update = self._compute(requests)
         finally:  # a step that fails leaves nothing behind, and one that works is applied as its replay will be
-            for hook, delta in before.items():
-                hook.delta = delta
+            for hook, state in before.items():
+                hook.restore(state)
         self.replay(update)
         return update
 
@@ -121,9 +122,11 @@ class LocateThenEdit(HookLayerMethod):
         with self.hooks.modes("validated"):
             targets = self._targets(requests)
         with torch.no_grad(), self.hooks.modes("temporary"):
-            prompts = KeyPrompts.encode(self.tokenizer, requests, self.prefixes, self.parts.input_device)
-            tensors = self._write(prompts, targets)
+            tensors = self._write(self._key_prompts(requests), targets)
         return Update({name: tensor.cpu() for name, tensor in tensors.items()})
+
+    def _key_prompts(self, requests: Sequence[EditRequest]) -> KeyPrompts:
+        return KeyPrompts.encode(self.tokenizer, requests, self.prefixes, self.parts.input_device)
 
     def _targets(self, requests: Sequence[EditRequest]) -> Float[Tensor, "u d"]:
         layer, settings = self.config.layers[-1], self._target_settings(requests)
@@ -138,7 +141,8 @@ class LocateThenEdit(HookLayerMethod):
         sweep = LayerSweep(self.parts, self.hooks, prompts, layers)
         tensors = {}
         for index, layer in enumerate(layers):
-            keys = sweep.keys(layer).T.contiguous()
+            prompt_keys = sweep.prompt_keys(layer)
+            keys = prompts.combine(prompt_keys).T.contiguous()
             hidden = sweep.hidden(layer)
             residuals = (targets.to(hidden.device) - hidden) / (len(layers) - index)
             if layer in self._norms:
@@ -146,6 +150,7 @@ class LocateThenEdit(HookLayerMethod):
                 residuals = before_norm(norm, sweep.given(norm, layer), residuals)
             step = self._step(layer, keys, residuals.T.to(keys.device).contiguous())
             self._apply(layer, step)
+            self._set_gate(layer, prompts.plain(prompt_keys), step)
             self.hooks[layer].mode = "validated"
             if self.remembers_keys:
                 step["keys"] = keys
@@ -154,11 +159,14 @@ class LocateThenEdit(HookLayerMethod):
 
     def _step(self, layer: int, keys: Float[Tensor, "m u"], residuals: Float[Tensor, "d u"]) -> dict[str, Tensor]:
         """A layer's part of a step, as it is kept."""
-        return {"left": residuals, "right": self._solve(layer, keys).float().contiguous()}
+        return smallest(residuals, self._solve(layer, keys).float().contiguous())
 
     def _apply(self, layer: int, step: dict[str, Tensor]) -> None:
         """W_h += Δ, from what is kept."""
-        self.hooks[layer].add(step["left"] @ step["right"].T)
+        self.hooks[layer].add(kept_change(step))
+
+    def _set_gate(self, layer: int, keys: Float[Tensor, "u m"], step: dict[str, Tensor]) -> None:
+        """Fit a layer's gate to what was just written there, for the plain prompts' keys."""
 
     def _matrix(self, layer: int) -> Float[Tensor, "m m"]:
         """C0 of a layer, on the device of its weights."""

@@ -5,15 +5,18 @@ Legend: A (rank×m) and B (d×rank) of each target module; its output gets (lora
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal
 
 import peft
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from coachhook.architectures import ArchitectureError
@@ -43,8 +46,8 @@ class LoraConfig(MethodConfig):
 class Lora(Method):
     """Low-rank adapters trained on the targets' cross-entropy: the same adapter all along, a fresh Adam per batch.
 
-    While it is open, the adapted modules are wrapped by peft inside the same model, so the names in the model's
-    `state_dict` differ; `close` unwraps them.
+    While it is open, the adapted modules are wrapped by peft inside the same model. Its `state_dict` is the base
+    model's all the same; `close` unwraps the modules.
 
     Raises:
         ArchitectureError: a layer or target module does not exist, or cannot be adapted, or is offloaded.
@@ -77,6 +80,7 @@ class Lora(Method):
         for parameter, required in trainable.items():  # peft freezes all weights but its own
             parameter.requires_grad_(required)
         self._layers = {name: model.get_submodule(name) for name in targets}
+        self._handle = model.register_state_dict_post_hook(partial(_as_base, tuple(targets)))
         for layer in self._layers.values():
             layer.eval()
             if layer.weight.dtype.itemsize < 4:  # Adam's steps would be lost in half precision
@@ -115,7 +119,13 @@ class Lora(Method):
                 layer.enable_adapters(True)
 
     def close(self) -> None:
+        self._handle.remove()
         self._tuner.unload()
+
+    def merged(self) -> PreTrainedModel:
+        _, tuner, handle = copy.deepcopy((self.model, self._tuner, self._handle))
+        handle.remove()
+        return tuner.merge_and_unload()
 
     def state_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self._adapter().values())
@@ -171,6 +181,19 @@ class Lora(Method):
         finally:
             for dropout in dropouts:
                 dropout.eval()
+
+
+def _as_base(adapted: tuple[str, ...], model: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict) -> None:
+    """Give `state` the base model's names again, and leave the adapters out."""
+    given = list(state.items())
+    state.clear()
+    for name, tensor in given:
+        module = next((found for found in adapted if name.startswith(f"{prefix}{found}.")), None)
+        inside = name.removeprefix(f"{prefix}{module}.")
+        if module is None:
+            state[name] = tensor
+        elif inside.startswith("base_layer."):
+            state[f"{prefix}{module}.{inside.removeprefix('base_layer.')}"] = tensor
 
 
 @contextmanager

@@ -11,12 +11,12 @@ import random
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coachhook.architectures import ModelParts
+from coachhook.changes import kept_change, smallest
 from coachhook.edit_request import EditRequest
 from coachhook.editors.answers import AnswerBatch
 from coachhook.editors.base import HookLayerMethod, MethodConfig, TrainedMethod, Update
@@ -60,19 +60,16 @@ class Mend(HookLayerMethod, TrainedMethod):
         tensors: dict[str, Tensor] = {}
         with torch.no_grad():
             for layer, (left, right) in self.network.edits(gradients).items():
-                tensors |= _smallest(layer, self.config.edit_scale * left, right)
+                kept = smallest(self.config.edit_scale * left, right)
+                tensors |= {f"{name}.{layer}": tensor for name, tensor in kept.items()}
         update = Update({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
         self.replay(update)
         return update
 
     def replay(self, update: Update) -> None:
         for hook in self.hooks:
-            if f"delta.{hook.layer}" in update.tensors:
-                delta = update.tensors[f"delta.{hook.layer}"].to(hook.device)
-            else:
-                left, right = (update.tensors[f"{name}.{hook.layer}"].to(hook.device) for name in ("left", "right"))
-                delta = left @ right.T
-            hook.add(delta)
+            names = [name for name in ("left", "right", "delta") if f"{name}.{hook.layer}" in update.tensors]
+            hook.add(kept_change({name: update.tensors[f"{name}.{hook.layer}"].to(hook.device) for name in names}))
 
     @classmethod
     def train(
@@ -183,10 +180,3 @@ def token_gradients(parts: ModelParts, layers: Sequence[int], edits: AnswerBatch
         reached = gradient.abs().amax(-1) > 0  # not padding, nor tokens that no answer depends on
         found[layer] = inputs[layer][reached].to(device), gradient[reached].float().to(device)
     return found
-
-
-def _smallest(layer: int, left: Float[Tensor, "d n"], right: Float[Tensor, "m n"]) -> dict[str, Tensor]:
-    """The edit as its factors, or, where a batch has many tokens, as the product."""
-    if left.numel() + right.numel() < len(left) * len(right):
-        return {f"left.{layer}": left, f"right.{layer}": right}
-    return {f"delta.{layer}": left @ right.T}

@@ -7,7 +7,7 @@ step, while editing goes on from the sum itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -43,11 +43,18 @@ class Prune(MemitSolve):
         self._sums: dict[int, Tensor | None] = dict.fromkeys(config.layers)
 
     def replay(self, update: Update) -> None:
+        self.replay_all([update])
+
+    def replay_all(self, updates: Iterable[Update]) -> None:
+        """Add all updates, and restrain their sum once."""
         self._unrestrain()
-        super().replay(update)
+        with self.hooks.gathered():
+            for update in updates:
+                super().replay(update)
         for hook in self.hooks:
             self._sums[hook.layer] = hook.delta
-            hook.delta = restrain(hook.delta, self._bounds[hook.layer], self.config.log_base)
+            if hook.delta is not None:
+                hook.delta = restrain(hook.delta, self._bounds[hook.layer], self.config.log_base)
 
     def reset(self) -> None:
         super().reset()

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, UInt8
 from pydantic import Field
 from torch import Tensor
 
+from coachhook.changes import Change, kept_change, row_blocks
 from coachhook.editors.locate import MemitConfig, MemitSolve
 
 
@@ -22,7 +23,7 @@ class Rect(MemitSolve):
 
     W is the weight that the step finds (W0 + ΔW so far), as the paper takes each edit's change relative to the weight
     before it. Entries go before the next layer is solved, so the layers above make up for what is lost. A step is kept
-    as MEMIT's factors and one bit per entry (`kept.<layer>`).
+    as MEMIT's factors and one bit per entry (`kept.<layer>`), or whole (`delta.<layer>`) where that is smaller.
     """
 
     config_class = RectConfig
@@ -32,12 +33,15 @@ class Rect(MemitSolve):
     def _step(self, layer: int, keys: Float[Tensor, "m u"], residuals: Float[Tensor, "d u"]) -> dict[str, Tensor]:
         step = super()._step(layer, keys, residuals)
         weight = self.parts.base_weight(layer).float().to(self.hooks[layer].device) + self.hooks[layer].dense()
-        kept = largest_changes(step["left"] @ step["right"].T, weight, self.config.kept_share)
+        change = torch.cat([kept_change(step)(rows) for rows in row_blocks(len(weight))])
+        kept = largest_changes(change, weight, self.config.kept_share)
+        if "delta" in step:
+            return {"delta": torch.where(kept, change, 0.0)}
         return step | {"kept": _pack(kept)}
 
     def _apply(self, layer: int, step: dict[str, Tensor]) -> None:
-        change = step["left"] @ step["right"].T
-        self.hooks[layer].add(torch.where(_unpack(step["kept"], change), change, 0.0))
+        change = kept_change(step)
+        self.hooks[layer].add(_masked(change, step["kept"]) if "kept" in step else change)
 
 
 def largest_changes(change: Float[Tensor, "d m"], weight: Float[Tensor, "d m"], share: float) -> Bool[Tensor, "d m"]:
@@ -52,6 +56,15 @@ def _pack(kept: Bool[Tensor, "d m"]) -> UInt8[Tensor, " bytes"]:
     return torch.from_numpy(np.packbits(kept.cpu().numpy())).to(kept.device)
 
 
-def _unpack(packed: UInt8[Tensor, " bytes"], like: Float[Tensor, "d m"]) -> Bool[Tensor, "d m"]:
-    bits = np.unpackbits(packed.cpu().numpy(), count=like.numel())
+def _masked(change: Change, packed: UInt8[Tensor, " bytes"]) -> Change:
+    def rows_kept(rows: slice) -> Float[Tensor, "rows m"]:
+        whole = change(rows)
+        first = rows.start * whole.shape[1] // 8  # a whole number: blocks of rows start at multiples of 8
+        return torch.where(_unpack(packed[first:], whole), whole, 0.0)
+
+    return rows_kept
+
+
+def _unpack(packed: UInt8[Tensor, " bytes"], like: Float[Tensor, "rows m"]) -> Bool[Tensor, "rows m"]:
+    bits = np.unpackbits(packed[: -(-like.numel() // 8)].cpu().numpy(), count=like.numel())
     return torch.from_numpy(bits).to(like.device).bool().view_as(like)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from coachhook.changes import Change
 from coachhook.edit_request import EditRequest
 from coachhook.editors.base import Update
 from coachhook.editors.locate import LocateConfig, LocateThenEdit
@@ -74,4 +75,8 @@ class Rome(LocateThenEdit):
     def _apply(self, layer: int, step: dict[str, Tensor]) -> None:
         # One by one also when a whole batch is replayed, for sums in another order have other bits.
         for left, right in zip(step["left"].T, step["right"].T, strict=True):
-            self.hooks[layer].add(torch.outer(left, right))
+            self.hooks[layer].add(_outer(left, right))
+
+
+def _outer(left: Float[Tensor, " d"], right: Float[Tensor, " m"]) -> Change:
+    return lambda rows: torch.outer(left[rows], right)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -61,6 +61,7 @@ class Serac(ForwardHookMethod, TrainedMethod):
     paper = "Mitchell et al., ICML 2022: Memory-Based Model Editing at Scale"
     growing_state = "the memory: each edit's tokens and the embedding of its prompt"
     effect = "scoped"
+    scope = "its classifier"
     config: SeracConfig
 
     def __init__(self, model, tokenizer, config: SeracConfig, covariance, trained_editor: str | os.PathLike):
@@ -138,6 +139,7 @@ class Serac(ForwardHookMethod, TrainedMethod):
         if not self._enabled or not self._memory:
             return None
         text = self._seen.read(args, kwargs, output)
+        self._move(text.ids.device)
         hidden = output[0]
         row, time, states = self._counterfactual(text)
         if len(row) == 0:
@@ -147,6 +149,12 @@ class Serac(ForwardHookMethod, TrainedMethod):
             return (hidden, *output[1:])
         output.last_hidden_state = hidden
         return output
+
+    def _move(self, device: torch.device) -> None:
+        """Keep the network and the memory on `device`."""
+        if next(self.network.parameters()).device != device:
+            self.network.to(device)
+            self._memory = {ids: replace(entry, key=entry.key.to(device)) for ids, entry in self._memory.items()}
 
     def _counterfactual(
         self, text: Text

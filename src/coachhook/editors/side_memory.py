@@ -16,12 +16,17 @@ from torch import Tensor
 Margins = tuple[float, float, float]
 
 
-@dataclass(frozen=True)
+@dataclass
 class SideMemory:
     """Attributes: ΔW, and the least activation that any of its edits ended with."""
 
     delta: Float[Tensor, "d m"]
     activation: float
+
+    def move(self, device: torch.device) -> None:
+        """Keep ΔW on `device`."""
+        if self.delta.device != device:
+            self.delta = self.delta.to(device)
 
 
 def margin_loss(

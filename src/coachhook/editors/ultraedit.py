@@ -15,6 +15,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from coachhook.changes import product
 from coachhook.devices import at
 from coachhook.edit_request import EditRequest
 from coachhook.editors.answers import AnswerBatch
@@ -113,7 +114,7 @@ class UltraEdit(HookLayerMethod):
         for hook in self.hooks:
             names = [name for i in range(2) if (name := f"factor{i}.{hook.layer}") in update.tensors]
             factors = [update.tensors[name].to(hook.device) for name in names]
-            hook.add(factors[0] if len(factors) == 1 else factors[0] @ factors[1])
+            hook.add(factors[0] if len(factors) == 1 else product(factors[0], factors[1].T))
             mean, squares = (update.tensors[f"{name}.{hook.layer}"].to(hook.device) for name in ("mean", "squares"))
             self._moments[hook.layer] = RunningMoments(update.info["tokens"], mean, squares)
 

@@ -125,6 +125,7 @@ class Wise(ForwardHookMethod):
     paper = "Wang et al., NeurIPS 2024: WISE: Rethinking the Knowledge Memory for Lifelong Model Editing of LLMs"
     growing_state = "nothing"  # with `retrieve`, one side memory per merge
     effect = "scoped"
+    scope = "its router"
     config: WiseConfig
 
     def __init__(self, model, tokenizer, config: WiseConfig, covariance=None):
@@ -250,6 +251,8 @@ class Wise(ForwardHookMethod):
         keys, memories = keys.float(), self.memories
         if not self._enabled or not memories:
             return None
+        for memory in memories:
+            memory.move(keys.device)
         changes = torch.stack([keys @ memory.delta.T for memory in memories])
         activations = changes.norm(dim=-1)
         if self._real is not None:

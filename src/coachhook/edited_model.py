@@ -1,0 +1,85 @@
+"""What an editor leaves on its model while it is open, so that nobody takes an edited model for a plain one."""
+
+from __future__ import annotations
+
+import sys
+from weakref import WeakSet
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from coachhook.errors import CoachHookError
+from coachhook.logs import logger
+
+_NAME = "_coachhook_claim"
+_open: WeakSet[PreTrainedModel] = WeakSet()
+
+
+class EditorError(CoachHookError, ValueError):
+    """What is asked does not fit the state of the editor or of its model."""
+
+
+def refuse_edited(model: PreTrainedModel) -> None:
+    """Refuse a model that is not plain.
+
+    Raises:
+        EditorError: an editor is open on it, or it is a copy of an edited model and holds the edits.
+    """
+    if model in _open:
+        raise EditorError("model: another editor is on it; close() that one first")
+    claim = getattr(model, _NAME, None)
+    if claim is not None:
+        raise EditorError(
+            f"model: it is a copy of a model edited by {claim.method}, and holds those edits; give the base model"
+        )
+
+
+def claim(model: PreTrainedModel, method: str) -> None:
+    """Mark `model` as edited; deep copies hold the edits, and so the mark."""
+    setattr(model, _NAME, _Claim(model, method))
+    _open.add(model)
+    if "torch._dynamo" in sys.modules:  # what was compiled before would run on without the edits: hooks are not guarded
+        torch.compiler.reset()
+
+
+def release(model: PreTrainedModel) -> None:
+    """Take the mark off."""
+    _open.discard(model)
+    getattr(model, _NAME).handle.remove()
+    delattr(model, _NAME)
+
+
+def check_unmoved(model: PreTrainedModel) -> None:
+    """Refuse to edit a model elsewhere than where its editor was made.
+
+    Raises:
+        EditorError: it has another dtype, or is on another device.
+    """
+    then, now = getattr(model, _NAME).placed, _place(model)
+    if now != then:
+        raise EditorError(
+            f"model: it was {then} when the editor was made, and is {now} now; it answers with its edits there too, "
+            "but move it back to edit it further"
+        )
+
+
+def _place(model: PreTrainedModel) -> str:
+    return f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
+
+
+class _Claim:
+    """Says once that the model's own weights, which others save, are those without the edits."""
+
+    def __init__(self, model: PreTrainedModel, method: str):
+        self.method, self.placed = method, _place(model)
+        self.handle = model.register_state_dict_pre_hook(self._warn)
+        self._warned = False
+
+    def _warn(self, model: nn.Module, prefix: str, keep_vars: bool) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "the weights of this model are the base model's, without the edits: save those with "
+                "editor.save_pretrained(directory), or write them into weights with editor.merge_and_unload()"
+            )

@@ -1,0 +1,98 @@
+"""The figure of the gates, drawn from the CSV file that benchmarks/gate.py writes: trade-off, length, edits, sketch."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from coachhook.figure_panels import line
+from coachhook.figure_style import Style
+
+GATES = {
+    "leverage": Style("leverage (ours)", "#56B4E9", "h"),
+    "ratio": Style("‖ΔW k‖ / ‖k‖, same calibration", "#CC79A7", "X", "--"),
+    "paper": Style("z-score (paper)", "#0072B2", "o", "-."),
+    "off": Style("no gate", "#E69F00", "s", ":"),
+}
+_MODELS = 3
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    """Columns are models; rows: generality against locality, where gates open behind other text, scores over edits."""
+    models = list(dict.fromkeys(frame["model"]))
+    figure = Figure(figsize=(2.6 * len(models) + 0.5, 8.6), layout="constrained")
+    panels = figure.subplots(4, len(models), squeeze=False)
+    rows = (_tradeoff, _lengths, _edits, _sketches)
+    for column, model in enumerate(models):
+        for axes, row in zip(panels[:, column], rows, strict=True):
+            row(axes, frame[frame["model"] == model], first=column == 0)
+        panels[0, column].set_title(model)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _tradeoff(axes: Axes, frame: pd.DataFrame, first: bool) -> None:
+    rows = frame[frame["kind"] == "tradeoff"]
+    for name, look in GATES.items():
+        curve = rows[rows["gate"] == f"{name}, edited fraction"]
+        means = curve.groupby("setting")[["locality", "generality"]].mean()
+        points = rows[rows["gate"] == name][["locality", "generality"]]
+        if len(means):
+            axes.plot(means["locality"], means["generality"], look.line, color=look.colour, marker=look.marker, ms=3)
+        if len(points):
+            place = points.mean()
+            axes.errorbar(
+                place["locality"],
+                place["generality"],
+                xerr=_spread(points["locality"]),
+                yerr=_spread(points["generality"]),
+                color=look.colour,
+                marker=look.marker,
+                markersize=8,
+                markeredgecolor="black",
+                linestyle="none",
+            )
+        axes.plot([], [], look.line, color=look.colour, marker=look.marker, label=look.label)
+    axes.set_xlabel("locality")
+    _label(axes, "generality", first)
+
+
+def _lengths(axes: Axes, frame: pd.DataFrame, first: bool) -> None:
+    rows = frame[frame["kind"] == "length"]
+    for name, look in GATES.items():
+        for share, style in (("subjects", "-"), ("others", ":")):
+            line(axes, rows[rows["gate"] == name], "setting", share, look._replace(line=style))
+    axes.set_xlabel("tokens of other text in front")
+    axes.set_ylim(-0.03, 1.03)
+    _label(axes, "share swapped: subjects (—),\nall other tokens (···)", first)
+
+
+def _edits(axes: Axes, frame: pd.DataFrame, first: bool) -> None:
+    rows = frame[frame["kind"] == "edits"]
+    rows = rows.assign(mean=rows[["reliability", "generality", "locality"]].mean(axis=1))
+    for name, look in GATES.items():
+        line(axes, rows[rows["gate"] == name], "setting", "mean", look)
+    axes.set_xlabel("edits")
+    _label(axes, "mean of the three metrics", first)
+
+
+def _sketches(axes: Axes, frame: pd.DataFrame, first: bool) -> None:
+    rows = frame[frame["kind"] == "sketch"]
+    rows = rows.assign(differs=100 * (1 - rows["agreement"]))
+    line(axes, rows, "setting", "differs", GATES["leverage"])
+    axes.axhline(0.1, color="#555555", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("rows of the sketch")
+    _label(axes, "decisions unlike\nthe exact form's (%)", first)
+
+
+def _label(axes: Axes, text: str, first: bool) -> None:
+    axes.grid(axis="x", visible=False)
+    if first:
+        axes.set_ylabel(text)
+
+
+def _spread(values: pd.Series) -> float:
+    return 0.0 if len(values) < 2 else float(values.std())
