@@ -4,12 +4,14 @@ python benchmarks/gate.py tradeoff MODEL COVARIANCE REQUESTS --name mini --seed 
     400 edits behind the leverage gate, then the same ΔW behind other gates, thresholds, layers and sketches
 python benchmarks/gate.py edits MODEL COVARIANCE REQUESTS [REQUESTS ...] --name mini --seed 0 --out gate.csv
     scores as the stream grows, to 1,000 edits and more; several files are joined, one request per fact
+python benchmarks/gate.py draw gate.csv figures/gate.pdf figures/gate.png
 
 Rows are appended to the CSV file that `coachhook.gate_figure` draws. What MODEL and the others are is in results/ after
 a study. --set gives hyper-parameters of the method, such as --set covariance_weight=50.
 """
 
 import argparse
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +22,9 @@ import yaml
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from coachhook import Editor, read_requests
+from coachhook import Editor, gate_figure, read_requests
 from coachhook.covariance import read_covariance
+from coachhook.figure_style import save, style
 from coachhook.gates import NoGate, PaperGate
 from coachhook.keys import encode_edit
 from coachhook.leverage import LeverageGate, prior_sketch
@@ -30,7 +33,7 @@ from coachhook.solver import FactoredLeastSquares
 from coachhook.stream_draw import draw_requests
 from coachhook.tracing import rewrite_inputs
 
-FRACTIONS, RATES = (0.5, 0.7, 0.8, 0.85, 0.9, 0.95), (0.01, 0.05, 0.1)
+FRACTIONS, RATES = (0.3, 0.5, 0.7, 0.8, 0.9), (0.02, 0.05, 0.1)
 FILLERS = (0, 2, 5, 10, 20, 40)  # tokens of unrelated text before a prompt
 
 
@@ -144,7 +147,7 @@ def opened(examined: Examined, filler: list[int]) -> dict[str, float]:
     subjects, others = [], []
     for request in examined.requests[:100]:
         encoded = encode_edit(editor.tokenizer, request)
-        ids, place = torch.tensor([filler + encoded.ids]), len(filler) + encoded.subject_last
+        ids, place = torch.tensor([[*filler, *encoded.ids]]), len(filler) + encoded.subject_last
         with rewrite_inputs(editor._method.parts, method.config.layers, stop=False) as keys:
             editor.model(ids, use_cache=False)
         swaps = [hook.gate.swap(hook.change(keys[hook.layer]), None, keys[hook.layer])[0] for hook in method.hooks]
@@ -240,6 +243,11 @@ def edit(examined: Examined, requests, batch_size: int) -> None:
         examined.editor.edit(requests[start : start + batch_size])
 
 
+def draw(csv: str, pdf: str, png: str) -> None:
+    with style():
+        save(gate_figure.draw(pd.read_csv(csv)), pdf, png)
+
+
 def append(row: dict, options) -> None:
     columns = ["kind", "model", "seed", "gate", "setting", "reliability", "generality", "locality"]
     columns += ["locality_same_subject", "subjects", "others", "agreement"]
@@ -250,6 +258,9 @@ def append(row: dict, options) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["draw"]:
+        draw(*sys.argv[2:])
+        sys.exit()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("tradeoff", "edits"))
     parser.add_argument("model")

@@ -570,7 +570,9 @@ def test_every_method_has_a_file_that_lists_all_its_hyperparameters():
         entry = yaml.safe_load(path.read_text(encoding="utf-8"))
         registered = METHODS[entry["editor"]]
         fields, listed = registered.load().config_class.model_fields, set(entry["hyperparameters"])
-        decided = {"seed", *registered.preset} | ({"alpha"} if registered.preset.get("gate") in ("off", "leverage") else set())
+        decided = {"seed", *registered.preset} | (
+            {"alpha"} if registered.preset.get("gate") in ("off", "leverage") else set()
+        )
         assert listed <= set(fields), path.name
         assert entry.get("needs_covariance", False) == registered.load().needs_covariance, path.name
         assert ("training" in entry) == hasattr(registered.load(), "training_class"), path.name

@@ -15,7 +15,6 @@ GATES = {
     "paper": Style("z-score (paper)", "#0072B2", "o", "-."),
     "off": Style("no gate", "#E69F00", "s", ":"),
 }
-_MODELS = 3
 
 
 def draw(frame: pd.DataFrame) -> Figure:

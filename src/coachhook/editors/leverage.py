@@ -36,7 +36,7 @@ class LeverageConfig(CoachHookConfig):
         description="share of ordinary text's tokens it may swap; null: only the edited keys set τ",
     )
     edited_fraction: float = Field(
-        0.85,
+        0.5,
         ge=0,
         le=1,
         description="τ is at least this fraction of the edited subjects' smallest leverage",
