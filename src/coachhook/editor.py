@@ -54,9 +54,9 @@ class Editor:
     """Edits a Hugging Face causal language model in consecutive batches. Base weights are never written.
 
     ```python
-    editor = Editor(model, tokenizer, method="coachhook", covariance="cov.safetensors", layers=(13, 14, 15, 16, 17))
+    editor = Editor(model, tokenizer, method="coachhook", covariance=covariance)
     editor.edit(requests)
-    editor.model.generate(...)
+    editor.model.generate(**tokenizer("Ada Lovelace was born in", return_tensors="pt"), max_new_tokens=5)
     ```
 
     Arguments:
