@@ -14,9 +14,9 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "matpl
 
 html_theme = "furo"
 html_title = f"CoachHooK {version}"
-html_copy_source = html_show_sphinx = False
+html_copy_source = html_show_copyright = html_show_sphinx = False
 html_math_renderer = "mathml"
-html_theme_options = {"footer_icons": []}
+html_static_path, html_css_files = ["_static"], ["site.css"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -35,6 +35,7 @@ plot_rcparams = {"svg.fonttype": "path", "svg.hashsalt": "coachhook"}
 
 def write_math(translator, node):
     """LaTeX as MathML, by docutils: browsers draw it without scripts and fonts from elsewhere."""
+    translator.math_output, translator.math_options = "mathml", ""
     HTMLTranslator.visit_math(translator, node)
 
 

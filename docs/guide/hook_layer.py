@@ -8,9 +8,9 @@ TOKENS = {"Ada": 0.4, " Love": 0.9, "lace": 3.4, " was": 0.7, " born": 1.1, " in
 THRESHOLD = 2.2
 
 
-def box(axes, x, y, text, colour, fill="white", width=2.0):
-    shape = FancyBboxPatch((x - width / 2, y - 0.42), width, 0.84, boxstyle="round,pad=0.06", fc=fill, ec=colour, lw=1.6)
-    axes.add_patch(shape)
+def box(axes, x, y, text, colour, fill="white", width=3.0):
+    corner, look = (x - width / 2, y - 0.42), {"fc": fill, "ec": colour, "lw": 1.6}
+    axes.add_patch(FancyBboxPatch(corner, width, 0.84, boxstyle="round,pad=0.06", **look))
     axes.text(x, y, text, ha="center", va="center", color=INK)
 
 
@@ -23,9 +23,9 @@ def draw_layer(axes):
     axes.set(xlim=(-0.6, 9.4), ylim=(-0.8, 4.6))
     axes.axis("off")
     axes.text(0, 2, "key $k$", ha="center", va="center", color=INK)
-    box(axes, 2.9, 3.6, "$W_0$, never written", BASE, width=3.0)
-    box(axes, 2.9, 2.0, r"$W_h = W_0 + \Delta W$", EDITED, width=3.0)
-    box(axes, 2.9, 0.3, "gate: is $k$ an edit's?", INK, "#F2F2F2", width=3.0)
+    box(axes, 2.9, 3.6, "$W_0$, never written", BASE)
+    box(axes, 2.9, 2.0, r"$W_h = W_0 + \Delta W$", EDITED)
+    box(axes, 2.9, 0.3, "gate: is $k$ an edit's?", INK, "#F2F2F2")
     for y in (3.6, 2.0, 0.3):
         arrow(axes, (0.45, 2 + 0.12 * (y - 2)), (1.3, y))
     axes.plot([4.5, 6.0], [3.6, 2.9], color=BASE, lw=2.0, ls="--")

@@ -56,7 +56,8 @@ class Editor:
     ```python
     editor = Editor(model, tokenizer, method="coachhook", covariance=covariance)
     editor.edit(requests)
-    editor.model.generate(**tokenizer("Ada Lovelace was born in", return_tensors="pt"), max_new_tokens=5)
+    prompt = tokenizer("Ada Lovelace was born in", return_tensors="pt")
+    editor.model.generate(**prompt, max_new_tokens=5)
     ```
 
     Arguments:
