@@ -1,7 +1,10 @@
 """Settings of the documentation site (Sphinx). `make docs` builds it, offline; every warning is an error."""
 
+import html
+import re
 import subprocess
 import sys
+import textwrap
 
 from docutils.writers.html5_polyglot import HTMLTranslator
 
@@ -55,8 +58,14 @@ def write_commands(app, docname, source):
     """The page on the command line is what the commands say of themselves."""
     if docname == "commands":
         command = [sys.executable, "-m", "typer", "coachhook.cli", "utils", "docs"]
-        options = ["--name", "coachhook", "--title", "Command line"]
-        source[0] += subprocess.run([*command, *options], check=True, capture_output=True, text=True).stdout
+        options = ["--name", "coachhook", "--title", "Commands"]
+        text = subprocess.run([*command, *options], check=True, capture_output=True, text=True).stdout
+        source[0] += re.sub(r"(?:^  coachhook .*\n)+", set_examples, text, flags=re.MULTILINE)
+
+
+def set_examples(found):
+    """Indented examples of a command's help, as a block of their own."""
+    return f"\n```console\n{html.unescape(textwrap.dedent(found[0]))}```\n"
 
 
 def setup(app):
