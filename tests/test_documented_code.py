@@ -71,7 +71,8 @@ class Page:
 
     name: str
     folder: Path
-    namespace: dict = field(default_factory=dict)
+    namespace: dict
+    studies: set[str] = field(default_factory=set)
     _project = None
 
     def run(self, block: Block) -> None:
@@ -118,6 +119,7 @@ class Page:
             content[key] = content.get(key, {}) | value if isinstance(value, dict) else value
         path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         study = path.stem if path.parent.name == "studies" else "smoke"
+        self.studies.add(study)
         load_study(study, self.project.root / "config", self.project.root / "workflow" / "schemas")
 
     @property
@@ -136,11 +138,11 @@ class Page:
         _run([*words, "--dry-run"], ROOT)
 
     def _snakemake(self, words: list[str]) -> None:
-        """A dry run where the page has changed the project; tests/workflow runs the studies that are there anyway."""
-        if self._project is not None:
-            self._project.run("snakemake", "-n", *words[1:])
-            return
+        """A dry run of what the page made up; of the studies that are there, which tests/workflow runs, the plan."""
         named = dict(entry.split("=") for entry in get_argument_parser().parse_args(words[1:]).config or ())
+        if named.get("study") in self.studies:
+            self.project.run("snakemake", "-n", *words[1:])
+            return
         settings = yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8")) | named
         settings["tiny"] = yaml.safe_load(str(settings["tiny"]))
         check_config(settings, ROOT / "workflow" / "schemas")
