@@ -5,18 +5,21 @@ FIGURES := $(if $(filter mini full,$(STUDY)),figures,figures/$(STUDY))
 REPORT := $(if $(filter mini full,$(STUDY)),report.html,report-$(STUDY).html)
 BIN := .venv/bin
 STAMP := .venv/.installed
+SITE := site
+DOCTREES := build/doctrees
 # Only these studies fetch anything; without this Hugging Face may look on its hub for newer versions of local models.
 HUB_STUDIES := paper long modern
 export HF_HUB_OFFLINE ?= $(if $(filter $(HUB_STUDIES),$(STUDY)),0,1)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help reproduce test lint track clean
+.PHONY: help reproduce test lint docs track clean
 
 help:
 	@echo "make reproduce   run the $(STUDY) study and draw its figures (STUDY=smoke for two minutes' worth, CORES=n)"
 	@echo "make test        every test, lint and format check"
+	@echo "make docs        the documentation as a site, in $(SITE)/index.html"
 	@echo "make track       put the finished study's stream results under DVC (STUDY=..., pushed where there is a remote)"
-	@echo "make clean       remove results, logs and the report; .venv, figures and DVC's cache stay"
+	@echo "make clean       remove results, logs, the report and the site; .venv, figures and DVC's cache stay"
 
 $(STAMP): pyproject.toml constraints.txt
 	@python=$$(sh scripts/find_python.sh "$(PYTHON)") || exit 1; \
@@ -39,8 +42,12 @@ lint: $(STAMP)
 	@$(BIN)/snakefmt --check Snakefile workflow
 	@$(BIN)/snakemake --lint
 
+docs: $(STAMP)
+	@$(BIN)/sphinx-build -W --keep-going -q -d $(DOCTREES) docs $(SITE)
+	@echo "Documentation:      $(CURDIR)/$(SITE)/index.html"
+
 track: $(STAMP)
 	@$(BIN)/python scripts/track_streams.py $(STUDY)
 
 clean:
-	rm -rf results logs report*.html .snakemake
+	rm -rf results logs report*.html .snakemake site build/doctrees

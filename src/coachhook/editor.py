@@ -30,9 +30,10 @@ class Editor:
     """Edits a Hugging Face causal language model in consecutive batches. Base weights are never written.
 
     ```python
-    editor = Editor(model, tokenizer, method="coachhook", covariance="cov.safetensors", layers=(13, 14, 15, 16, 17))
+    editor = Editor(model, tokenizer, method="coachhook", covariance=covariance)
     editor.edit(requests)
-    editor.model.generate(...)
+    prompt = tokenizer("Ada Lovelace was born in", return_tensors="pt")
+    editor.model.generate(**prompt, max_new_tokens=5)
     ```
 
     Arguments:
