@@ -1,6 +1,7 @@
 """Every block of code in the documentation is run; one of a kind that nothing here runs is an error."""
 
 import ast
+import functools
 import re
 import shlex
 import shutil
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from ability_tasks import CHOICE
 from conftest import TEXT, build_model
+from lm_eval.tasks import TaskManager
 from markdown_it import MarkdownIt
 from snakemake.cli import get_argument_parser
 from transformers import FalconConfig, FalconForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -37,6 +40,10 @@ DIRECTIVES = {"{eval-rst}", "{include}", "{toctree}"}  # of the site, with no co
 # Commands that a test of their own runs, as they need more than a folder: that test, and how it says them.
 ELSEWHERE = {
     "dvc pull --allow-missing": ("tests/workflow/test_tracked_streams.py", '"dvc", "pull", "--allow-missing"'),
+    "python -m coachhook.lm_eval run --model coachhook --model_args path=my-edits --tasks boolq,rte --batch_size 8": (
+        "tests/test_lm_eval.py",
+        'run_module("coachhook.lm_eval"',
+    ),
 }
 WORKED_EXAMPLE = "CONTRIBUTING.md"  # its four blocks are files; tests/test_contributing.py puts them in place
 
@@ -206,8 +213,35 @@ def model_and_requests(tokenizer, covariances, requests) -> dict:
     return {"Editor": coachhook.Editor, "model": build_model("gpt2"), **given}
 
 
-# Pages whose code is about something said before it, and the fixture that provides it.
-GIVEN = {"docs/models.md": "unknown_family", "src/coachhook/editor.py": "model_and_requests"}
+@pytest.fixture
+def published_files(monkeypatch) -> dict:
+    """Texts of the hub, and a folder of second moments as ROME publishes them."""
+    texts = [{"text": text} for text in Path("text.txt").read_text(encoding="utf-8").splitlines()]
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: texts)
+    compute = ["covariance", "gpt2-xl", "--texts", "text.txt", "--layers", "13,14,15,16,17", "--out", "c.safetensors"]
+    result = CliRunner().invoke(app, [*compute, "--export", "data/stats/gpt2-xl/wikipedia_stats"])
+    assert result.exit_code == 0, result.output
+    return {}
+
+
+@pytest.fixture
+def tasks_of_lm_eval(tasks, tmp_path, monkeypatch) -> dict:
+    """A task of ours by the name of one that lm-eval would fetch."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "boolq.yaml").write_text(CHOICE.format(folder=tasks).replace("cities", "boolq", 1), encoding="utf-8")
+    ours = functools.partial(TaskManager, include_path=str(folder), include_defaults=False)
+    monkeypatch.setattr("lm_eval.evaluator.TaskManager", ours)
+    return {}
+
+
+# Pages whose code is about something said before it, or fetched, and the fixture that provides it.
+GIVEN = {
+    "docs/command_line.md": "tasks_of_lm_eval",
+    "docs/covariance.md": "published_files",
+    "docs/models.md": "unknown_family",
+    "src/coachhook/editor.py": "model_and_requests",
+}
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name != WORKED_EXAMPLE])
