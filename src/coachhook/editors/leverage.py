@@ -42,7 +42,7 @@ class LeverageConfig(CoachHookConfig):
         description="τ is at least this fraction of the edited subjects' smallest leverage",
     )
     sketch_size: int = Field(
-        1024, ge=1, description="rows that kᵀA0⁻¹k is taken from; keys of at most this width are exact"
+        1536, ge=1, description="rows that kᵀA0⁻¹k is taken from; keys of at most this width are exact"
     )
 
     @field_validator("past_weight")
