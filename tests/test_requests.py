@@ -195,7 +195,7 @@ def test_written_requests_are_read_back(tmp_path_factory, subject, prompt, targe
     path = tmp_path_factory.mktemp("written") / "requests.json"
     request = EditRequest(
         subject=subject,
-        prompt=prompt.replace("{}", "") + "{}" if "{}" not in subject else subject.replace("{}", "") or "{}",
+        prompt=prompt.replace("{}", "") + "{}",
         target_new=target,
         paraphrases=(prompt.replace("{}", "") or "x",) if prompt.replace("{}", "").strip() else (),
         locality=(Probe(prompt, target, "same_subject"),),
