@@ -26,7 +26,8 @@ def jobs(model: str, entry: dict, config, streams: list[Stream], **place) -> Ite
     if any(stream.needs_covariance for stream in streams):
         layers = [int(layer) for layer in entry["covariance"]["layers"].split(",")]
         yield plan_covariance(config, layers, max_tokens=entry["covariance"]["max_tokens"], **place)
-    for stream in {stream.trained_editor: stream for stream in streams if stream.training is not None}.values():
+    trained = [stream for stream in streams if stream.training is not None]
+    for stream in {(s.editor, *s.hyperparameters["layers"], *s.training.values()): s for s in trained}.values():
         yield plan_training(config, stream.editor, stream.hyperparameters["layers"], stream.training, **place)
     for method in sorted({stream.method for stream in streams}):
         largest = max((s for s in streams if s.method == method), key=lambda s: (s.batch_size, s.edits))

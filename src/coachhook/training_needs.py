@@ -16,7 +16,7 @@ from coachhook.speed import Speed
 
 ANSWER_TOKENS = 4  # of a target or a probe's answer, as in CounterFact and ZsRE
 _STORED = 4  # copies of the network in a checkpoint: as it is, the best one, and Adam's two moments
-_IN_PIECES = 1.15  # of what a step takes, what glibc's heap holds for it: measured by benchmarks/training_memory.py
+_IN_PIECES = 1.2  # of what a step takes, what glibc's heap holds for it: measured by benchmarks/training_memory.py
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def training_memory(shape: TrainingShape, loss: LossNeeds, on_cpu: bool) -> dict
     gathered, left = (network, loss.left) if shape.training.accumulate > 1 else (0, 0)
     moments = {
         "the loss of a batch": gathered + left + loss.forward,
-        "the gradient of a batch": gathered + network + loss.backward,
+        "the gradient of a batch": gathered + network + loss.backward + (largest if gathered else 0),  # their sum
         "a step of Adam": network + (2 * largest if on_cpu else network),  # on a GPU for all weights at once
         "a copy of the best network": 2 * network,  # and the gradient
     }
