@@ -32,12 +32,17 @@ def peak() -> int:
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1))
 
 
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that makes one token of each word."""
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token=WORDS[0]))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=WORDS[0])
+
+
 def measure(shape: str) -> int:
     """Peak memory of a process that computes the covariance, above what it takes before the model is built; bytes."""
     config, layers, tokens, batch_tokens = SHAPES[shape]
-    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token=WORDS[0]))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=WORDS[0])
+    tokenizer = word_tokenizer()
     text = " ".join(WORDS * 2)  # longer than the context
     before = peak()
     with torch.device("meta"):

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoConfig
 
 from coachhook.errors import CoachHookError
-from coachhook.needs import size
-from coachhook.preflight import Available, Needs, measure_speed, plan_covariance, plan_stream, refuse_if_too_large
+from coachhook.needs import Available, Needs, refuse_if_too_large, size
+from coachhook.preflight import measure_speed, plan_covariance, plan_stream, plan_training
 from coachhook.resources import weights_mb
 from coachhook.study import Stream, load_study
 
@@ -19,13 +19,16 @@ TINY = "tiny" in sys.argv[2:]
 
 
 def jobs(model: str, entry: dict, config, streams: list[Stream], **place) -> Iterator[Needs]:
-    """What the model on disk and its covariance need, and of each method the stream that needs most."""
+    """What the model on disk, its covariance and its trained editors need, and of each method the largest stream."""
     if "hub" in entry and not Path("results/models", model, "source.json").exists():
         weights = weights_mb(entry) * 10**6
         yield Needs(0, weights, 0, None, {}, {"weights": weights}, f"fetching {model}", DEVICE)
     if any(stream.needs_covariance for stream in streams):
         layers = [int(layer) for layer in entry["covariance"]["layers"].split(",")]
         yield plan_covariance(config, layers, max_tokens=entry["covariance"]["max_tokens"], **place)
+    trained = [stream for stream in streams if stream.training is not None]
+    for stream in {(s.editor, *s.hyperparameters["layers"], *s.training.values()): s for s in trained}.values():
+        yield plan_training(config, stream.editor, stream.hyperparameters["layers"], stream.training, **place)
     for method in sorted({stream.method for stream in streams}):
         largest = max((s for s in streams if s.method == method), key=lambda s: (s.batch_size, s.edits))
         values = {name: value for name, value in largest.hyperparameters.items() if name != "layers"}

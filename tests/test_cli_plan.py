@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from coachhook.cli import app
 from coachhook.needs import Available, size
-from coachhook.preflight import plan_covariance, plan_stream
+from coachhook.preflight import plan_covariance, plan_stream, plan_training
 
 
 def call(*args):
@@ -77,6 +77,20 @@ def test_a_method_without_covariance_has_none(directory):
     assert set(json.loads(result.stdout)) == {"stream", "available"}
     result = call(directory, *options, "--trial-seconds", 0.1)
     assert "  time    not known: it depends on the edits\n" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("method", "time"), [("mend", r"about \d+"), ("serac", "not known: a trial of the model does not")]
+)
+def test_a_trained_method_is_planned_with_its_training(directory, method, time):
+    options = ("--layers", "1,2", "--method", method, "--prompt-tokens", 16)
+    told = json.loads(call(directory, *options, "--trial-seconds", 0, "--device", "cpu", "--json").stdout)
+    assert set(told) == {"training", "stream", "available"}
+    assert told["training"]["parts"] == plan_training(str(directory), method, (1, 2), prompt_tokens=16).parts
+    shown = call(directory, *options, "--trial-seconds", 0.3).stdout
+    assert re.search(
+        rf"^Training {method} for {directory}, 100000 steps\n(  .*\n)*  time    {time}", shown, re.MULTILINE
+    )
 
 
 def test_what_cannot_fit_is_told_and_fails(directory, monkeypatch):

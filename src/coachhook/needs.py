@@ -26,11 +26,12 @@ class Needs:
         memory_bytes: peak on `device`.
         disk_bytes: of all that it writes or downloads.
         tokens: how many tokens go through the model.
-        seconds: about how long it takes; None where no trial was made.
+        seconds: about how long it takes; None where no trial was made, or none would tell.
         parts: what `memory_bytes` is the sum of.
         disk_parts: what `disk_bytes` is the sum of.
         device: where the model runs.
         host_bytes: peak in main memory where `device` has a memory of its own, else 0.
+        untimed: why a trial would not tell `seconds`, where it is None.
     """
 
     memory_bytes: int
@@ -42,6 +43,7 @@ class Needs:
     job: str = "the job"
     device: str = "cpu"
     host_bytes: int = 0
+    untimed: str = "it depends on the edits"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a covariance or a stream will need, before it starts: memory, disk, tokens and a rough time.
+"""What a covariance, a training or a stream will need, before it starts: memory, disk, tokens and a rough time.
 
 Worked out from the model's configuration (built on the meta device), so the weights need not be at hand.
 """
@@ -6,7 +6,8 @@ Worked out from the model's configuration (built on the meta device), so the wei
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,11 @@ from huggingface_hub import try_to_load_from_cache
 
 from coachhook.architectures import ModelParts
 from coachhook.covariance_memory import LIBRARIES, covariance_memory, weight_bytes
-from coachhook.hyperparameters import configure, registered
+from coachhook.editors.mend import Mend
+from coachhook.editors.mend_needs import mend_loss_needs
+from coachhook.editors.serac import Serac
+from coachhook.editors.serac_needs import serac_loss_needs
+from coachhook.hyperparameters import HyperparameterError, configure, registered
 from coachhook.model_shape import Model, model_shape
 from coachhook.needs import Available, Needs, PreflightError, refuse_if_too_large
 from coachhook.speed import Speed, measure_speed
@@ -32,6 +37,16 @@ from coachhook.stream_needs import (
     target_bytes,
     training_bytes,
 )
+from coachhook.training_needs import (
+    LossNeeds,
+    TrainingShape,
+    network_bytes,
+    packed_bytes,
+    training_disk,
+    training_memory,
+    training_seconds,
+    training_tokens,
+)
 
 __all__ = [
     "Available",
@@ -41,6 +56,7 @@ __all__ = [
     "measure_speed",
     "plan_covariance",
     "plan_stream",
+    "plan_training",
     "refuse_if_too_large",
 ]
 
@@ -50,6 +66,9 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+
+_LOSS_NEEDS: dict[type, Callable[[TrainingShape], LossNeeds]] = {Mend: mend_loss_needs, Serac: serac_loss_needs}
+"""By method what the loss that its editor is trained on takes."""
 
 
 def plan_covariance(
@@ -146,6 +165,51 @@ def plan_stream(
     seconds = None if speed is None else stream_seconds(shape, speed)
     job = f"{method} on {_name(model)}, {edits} edits in batches of {batch_size}"
     return _needs(job, device, memory, disk, sum(stream_tokens(shape)), seconds, host)
+
+
+def plan_training(
+    model: Model,
+    method: str,
+    layers: Sequence[int],
+    training: Mapping[str, object] | None = None,
+    *,
+    prompt_tokens: int = 32,
+    device: str = "cpu",
+    dtype: str = "auto",
+    architecture: Mapping[str, str] | None = None,
+    speed: Speed | None = None,
+) -> Needs:
+    """What the training of a method's editor (MEND, SERAC) will need, should it take all its steps.
+
+    Arguments:
+        model, dtype, architecture, speed: as in `plan_covariance`.
+        training: hyper-parameters of the training, where they differ from its defaults.
+        prompt_tokens: of a request's or probe's longest prompt with its answer.
+
+    Raises:
+        ModelShapeError, ArchitectureError: the model cannot be built, or has no such layer.
+        HyperparameterError: the method has no editor to train, or its training no such hyper-parameter.
+    """
+    entry = registered(method)
+    method_class = entry.load()
+    if method_class not in _LOSS_NEEDS:
+        raise HyperparameterError(f"method: {method} has no editor to train; plan its stream")
+    config = configure(method, method_class.config_class, {**entry.preset, "layers": tuple(sorted(set(layers)))})
+    settings = configure(method, method_class.training_class, dict(training or {}))
+    parts = model_shape(model, dtype, architecture)
+    for layer in config.layers:
+        parts.rewrite_module(layer)  # refuses layers that are not there
+    shape = TrainingShape(parts, config, settings, min(prompt_tokens, parts.context_length))
+    loss = _LOSS_NEEDS[method_class](shape)
+    network, on_cpu = network_bytes(loss.network), torch.device(device).type == "cpu"
+    memory = {"weights": weight_bytes(parts), **training_memory(shape, loss, on_cpu), "libraries": LIBRARIES}
+    disk = {**training_disk(network), "model to download": _download(model, parts)}
+    seconds = None if speed is None else training_seconds(shape, loss, speed)
+    checkpoint = training_disk(network)["checkpoint"] // 2 + packed_bytes(network)  # first of all, fetched from there
+    host = max(memory["weights"], checkpoint) + LIBRARIES
+    job = f"training {method} for {_name(model)}, {settings.steps} steps"
+    needs = _needs(job, device, memory, disk, training_tokens(shape, loss), seconds, host)
+    return replace(needs, untimed="a trial of the model does not run what is trained")
 
 
 def _needs(

@@ -97,6 +97,7 @@ def test_a_part_of_the_paper_s_study_runs_on_tiny_models_through_every_rule(proj
     _write_part(project)
     shown = project.snakemake("--cores", "2", study="part", tiny=True)
     assert re.search(r"mend on tiny-gpt-j, 6 edits in batches of 3: .* of disk", shown)
+    assert re.search(r"training mend for tiny-gpt-j, 2 steps: .* of disk, about \d+ minutes", shown)
     assert re.search(r"coachhook on tiny-gpt-j, 6 edits in batches of 3: .* about \d+ minutes", shown)
     figures = project.root / "figures" / "tiny-part"
     for figure in ("hook", "layers", "contradictions"):

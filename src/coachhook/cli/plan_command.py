@@ -1,4 +1,4 @@
-"""`coachhook plan`: what a covariance and a stream of edits will need on this machine, before any of it is started."""
+"""`coachhook plan`: what a covariance, a training and a stream will need on this machine, before any is started."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def plan(
         jobs, available = planned(), Available.measure(where, folder)
         untimed = "no trial was asked for" if trial_seconds == 0 else "what does not fit is not tried"
         if trial_seconds > 0 and all(needs.memory_bytes <= available.memory_bytes for needs in jobs.values()):
-            jobs, untimed = planned(measure_speed(model, where, dtype, trial_seconds)), "it depends on the edits"
+            jobs, untimed = planned(measure_speed(model, where, dtype, trial_seconds)), None
         if as_json:
             numbers = {name: asdict(needs) for name, needs in jobs.items()} | {"available": asdict(available)}
             typer.echo(json.dumps(numbers, indent=1))
@@ -85,22 +85,27 @@ def _planned(
     model: str, method: str, layers: Sequence[int], stream: dict, sizes: dict, common: dict, speed: Speed | None = None
 ) -> dict[str, Needs]:
     from coachhook.editors import METHODS
-    from coachhook.preflight import plan_covariance, plan_stream
+    from coachhook.editors.base import TrainedMethod
+    from coachhook.preflight import plan_covariance, plan_stream, plan_training
 
     jobs = {"stream": plan_stream(model, method, layers, **stream, **common, speed=speed)}
-    if METHODS[method].load().needs_covariance:
+    method_class = METHODS[method].load()
+    if issubclass(method_class, TrainedMethod):
+        tokens = stream["prompt_tokens"]
+        jobs = {"training": plan_training(model, method, layers, prompt_tokens=tokens, **common, speed=speed)} | jobs
+    if method_class.needs_covariance:
         jobs = {"covariance": plan_covariance(model, layers, **sizes, **common, speed=speed)} | jobs
     return jobs
 
 
-def _tell(jobs: dict[str, Needs], available: Available, untimed: str, suggested: bool) -> None:
+def _tell(jobs: dict[str, Needs], available: Available, untimed: str | None, suggested: bool) -> None:
     for needs in jobs.values():
         typer.echo("\n".join([*_lines(needs, available, untimed), ""]))
     if suggested:
         typer.echo("The layers are a suggestion (see docs/models.md); name your own with --layers.")
 
 
-def _lines(needs: Needs, available: Available, untimed: str) -> list[str]:
+def _lines(needs: Needs, available: Available, untimed: str | None) -> list[str]:
     from coachhook.needs import size
 
     def told(name: str, count: int, free: int, where: str, parts: dict[str, int]) -> list[str]:
@@ -113,7 +118,7 @@ def _lines(needs: Needs, available: Available, untimed: str) -> list[str]:
         lines += told("and", needs.host_bytes, available.host_bytes, " in main memory", {})
     lines += told("disk", needs.disk_bytes, available.disk_bytes, "", needs.disk_parts)
     lines.append(f"  {'text':<8}{needs.tokens:,} tokens go through the model")
-    time = f"not known: {untimed}"
+    time = f"not known: {untimed or needs.untimed}"
     if needs.seconds is not None:
         time = f"about {_duration(needs.seconds)}, judged by a short trial on {needs.device}"
     return [*lines, f"  {'time':<8}{time}"]
