@@ -34,7 +34,7 @@ reproduce: $(STAMP)
 	@echo "Report:             $(CURDIR)/$(REPORT)"
 
 test: $(STAMP) lint
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	@$(BIN)/ruff check

@@ -23,15 +23,8 @@ from coachhook import EditRequest, Probe
 from coachhook.covariance import compute_covariance
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Tests of one file share its fixtures, those of the workflow a finished study: each group stays with one process.
-
-    The longest group comes first, so that no process waits for it at the end.
-    """
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder != "tests" else item.path.name))
+    """Tests of the workflow come first: they take longest, and at the end another process would wait for them."""
     items.sort(key=lambda item: item.path.parent.name == "tests")
 
 
