@@ -147,3 +147,40 @@ def write_sweep(root, parameter, values, *, methods=("coachhook",), seeds=2, **o
                 write_stream(directory, method, seed=seed, gain=gain, **options)
                 directories.append(directory)
     return directories
+
+
+def write_gates(directory, seed, leverage=True):
+    """What comparing the gates of a stream leaves: rows of every kind, or of another gate its own."""
+    random = np.random.default_rng(seed)
+    names = ("reliability", "generality", "locality", "locality_same_subject")
+
+    def row(kind, gate, value, **values):
+        scores = dict(zip(names, random.uniform(0.5, 1, 4), strict=True)) if kind == "tradeoff" else {}
+        return {"kind": kind, "gate": gate, "value": value, **scores, **values}
+
+    own = "leverage" if leverage else "paper"
+    rows = [row("tradeoff", own, 0)]
+    rows += [row("length", own, n, subjects=random.uniform(), others=random.uniform()) for n in (0, 10)]
+    if leverage:
+        rows.append(row("tradeoff", "off", 0))
+        for gate, off in (("leverage", 1.2), ("ratio", 3.0)):
+            rows += [row("tradeoff", f"{gate}, edited fraction", fraction) for fraction in (0.5, 0.8)]
+            rows += [row("unseen", gate, rate, rate=off * rate) for rate in (0.02, 0.05, 0.1)]
+        rows += [row("sketch", own, size, agreement=0.999) for size in (64, 256)]
+    directory.mkdir(parents=True, exist_ok=True)
+    columns = ["kind", "gate", "value", *names, "subjects", "others", "rate", "agreement"]
+    pd.DataFrame(rows, columns=columns).to_csv(directory / "gates.csv", index=False)
+
+
+def write_gate_study(root, models=("wide", "narrow"), seeds=3) -> list[Path]:
+    """The streams that the figure of the gates is drawn from."""
+    directories = []
+    for number, (model, method, seed) in enumerate(
+        (model, method, seed)
+        for model in models
+        for method in ("coachhook-leverage", "coachhook")
+        for seed in range(seeds)
+    ):
+        directories.append(stream_dir(root, "world-completions", method, seed=seed, model=model))
+        write_gates(directories[-1], number, leverage=method == "coachhook-leverage")
+    return directories

@@ -1,7 +1,16 @@
 import pandas as pd
 import pytest
 from PIL import Image
-from synthetic_streams import MORE_SHAPES, SHAPES, stream_dir, write_grid, write_stream, write_study, write_sweep
+from synthetic_streams import (
+    MORE_SHAPES,
+    SHAPES,
+    stream_dir,
+    write_gate_study,
+    write_grid,
+    write_stream,
+    write_study,
+    write_sweep,
+)
 
 from coachhook import figures
 from coachhook.figure_style import METHOD_STYLES, method_order, method_style
@@ -22,6 +31,7 @@ def streams(tmp_path_factory):
     study = write_study(root, datasets=("questions",), steps=3, batch=2)
     found = dict.fromkeys(("hook", "zscore", "retention", "frontier", "cost"), study)
     found["sensitivity"] = write_grid(root, [20, 200], [1.4, 2.2], models=("small", "large"), steps=2)
+    found["gate"] = write_gate_study(root / "gates", seeds=2)
     for name, (parameter, values) in SWEEPS.items():
         methods = ("coachhook", "memit") if name == "batch_size" else ("coachhook",)
         found[name] = write_sweep(root, parameter, values, methods=methods, steps=2)

@@ -11,7 +11,15 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from coachhook import comparison_figures, contradiction_figure, cost_data, cost_figure, figure_data, score_figures
+from coachhook import (
+    comparison_figures,
+    contradiction_figure,
+    cost_data,
+    cost_figure,
+    figure_data,
+    gate_figure,
+    score_figures,
+)
 from coachhook.figure_data import StreamResultError, collect
 from coachhook.figure_style import save, style
 
@@ -73,6 +81,7 @@ _FIGURES: dict[str, tuple[Callable[..., pd.DataFrame], Callable[[pd.DataFrame], 
     "frontier": (figure_data.frontier, comparison_figures.frontier),
     "contradictions": (contradiction_figure.data, contradiction_figure.draw),
     "cost": (cost_data.cost, cost_figure.cost),
+    "gate": (gate_figure.data, gate_figure.draw),
     "sensitivity": (
         partial(figure_data.sweep, parameters=("covariance_weight", "alpha")),
         comparison_figures.sensitivity,

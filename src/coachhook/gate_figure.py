@@ -1,11 +1,15 @@
-"""The figure of the gates, drawn from the CSV file that benchmarks/gate.py writes: trade-off, length, edits, sketch."""
+"""The figure of the gates, from what `gate_comparison` measured: trade-off, length, unseen text, cheap form."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Iterable
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from coachhook.figure_data import StreamResultError, runs
 from coachhook.figure_panels import line
 from coachhook.figure_style import Style
 
@@ -17,12 +21,25 @@ GATES = {
 }
 
 
+def data(stream_dirs: Iterable[str | os.PathLike]) -> pd.DataFrame:
+    """The rows of all streams' `gates.csv`, behind the columns that say which stream it was."""
+    parts = []
+    for directory, run in runs(stream_dirs):
+        path = directory / "gates.csv"
+        if not path.exists():
+            raise StreamResultError(f"{path} is missing; compare the gates of this stream")
+        parts.append(pd.read_csv(path).assign(**run))
+    frame = pd.concat(parts, ignore_index=True)
+    return frame[[*run, *(name for name in frame if name not in run)]]
+
+
 def draw(frame: pd.DataFrame) -> Figure:
-    """Columns are models; rows: generality against locality, where gates open behind other text, scores over edits."""
+    """Columns are models; rows: generality against locality, where gates open behind other text, how often on text
+    that no calibration has seen, how often a sketch decides unlike the exact form."""
     models = list(dict.fromkeys(frame["model"]))
     figure = Figure(figsize=(2.6 * len(models) + 0.5, 8.6), layout="constrained")
     panels = figure.subplots(4, len(models), squeeze=False)
-    rows = (_tradeoff, _lengths, _edits, _sketches)
+    rows = (_tradeoff, _lengths, _unseen, _sketches)
     for column, model in enumerate(models):
         for axes, row in zip(panels[:, column], rows, strict=True):
             row(axes, frame[frame["model"] == model], first=column == 0)
@@ -36,7 +53,7 @@ def _tradeoff(axes: Axes, frame: pd.DataFrame, first: bool) -> None:
     rows = frame[frame["kind"] == "tradeoff"]
     for name, look in GATES.items():
         curve = rows[rows["gate"] == f"{name}, edited fraction"]
-        means = curve.groupby("setting")[["locality", "generality"]].mean()
+        means = curve.groupby("value")[["locality", "generality"]].mean()
         points = rows[rows["gate"] == name][["locality", "generality"]]
         if len(means):
             axes.plot(means["locality"], means["generality"], look.line, color=look.colour, marker=look.marker, ms=3)
@@ -62,25 +79,28 @@ def _lengths(axes: Axes, frame: pd.DataFrame, first: bool) -> None:
     rows = frame[frame["kind"] == "length"]
     for name, look in GATES.items():
         for share, style in (("subjects", "-"), ("others", ":")):
-            line(axes, rows[rows["gate"] == name], "setting", share, look._replace(line=style))
+            line(axes, rows[rows["gate"] == name], "value", share, look._replace(line=style))
     axes.set_xlabel("tokens of other text in front")
     axes.set_ylim(-0.03, 1.03)
     _label(axes, "share swapped: subjects (—),\nall other tokens (···)", first)
 
 
-def _edits(axes: Axes, frame: pd.DataFrame, first: bool) -> None:
-    rows = frame[frame["kind"] == "edits"]
-    rows = rows.assign(mean=rows[["reliability", "generality", "locality"]].mean(axis=1))
+def _unseen(axes: Axes, frame: pd.DataFrame, first: bool) -> None:
+    rows = frame[frame["kind"] == "unseen"]
+    rows = rows.assign(chosen=100 * rows["value"], measured=100 * rows["rate"])
     for name, look in GATES.items():
-        line(axes, rows[rows["gate"] == name], "setting", "mean", look)
-    axes.set_xlabel("edits")
-    _label(axes, "mean of the three metrics", first)
+        line(axes, rows[rows["gate"] == name], "chosen", "measured", look)
+    ends = [0, rows["chosen"].max()]
+    axes.plot(ends, ends, color="#555555", linewidth=0.8)
+    axes.fill_between(ends, [end / 1.5 for end in ends], [end * 1.5 for end in ends], color="#EEEEEE", linewidth=0)
+    axes.set_xlabel("chosen false-positive rate (%)")
+    _label(axes, "measured on\nunseen text (%)", first)
 
 
 def _sketches(axes: Axes, frame: pd.DataFrame, first: bool) -> None:
     rows = frame[frame["kind"] == "sketch"]
     rows = rows.assign(differs=100 * (1 - rows["agreement"]))
-    line(axes, rows, "setting", "differs", GATES["leverage"])
+    line(axes, rows, "value", "differs", GATES["leverage"])
     axes.axhline(0.1, color="#555555", linewidth=0.8)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("rows of the sketch")

@@ -84,6 +84,11 @@ class LeverageGate:
         return f"LeverageGate(threshold={self.threshold:.4g})"
 
 
+def background_quantile(scores: Float[Tensor, " n"], rate: float) -> float:
+    """The threshold that a share `rate` of background tokens' scores reaches, or fewer."""
+    return torch.quantile(scores, 1 - rate, interpolation="higher").item()
+
+
 class Calibration:
     """Sets the τ of one layer: the larger of a background quantile of ℓ and a fraction of the smallest edited ℓ.
 
@@ -120,7 +125,7 @@ class Calibration:
             return edited
         prior = self._by_rows(gate.prior) if self._prior is None else self._prior
         leverage = ((self._known + self._energy(factor)) / prior).nan_to_num(nan=0.0)
-        return max(edited, torch.quantile(leverage, 1 - self._rate, interpolation="higher").item())
+        return max(edited, background_quantile(leverage, self._rate))
 
     def _energy(self, factor: Float[Tensor, "m u"]) -> Float[Tensor, " n"]:
         factor = factor.to(self._background)

@@ -50,7 +50,12 @@ SWEPT = {
     "batch_size": ["batch_size"],
     "sensitivity": ["covariance_weight", "alpha"],
 }
-FURTHER_RESULTS = {"zscore": ["zscores.parquet"], "retention": ["records.parquet"], "cost": ["cost.jsonl"]}
+FURTHER_RESULTS = {
+    "zscore": ["zscores.parquet"],
+    "retention": ["records.parquet"],
+    "cost": ["cost.jsonl"],
+    "gate": ["gates.csv"],
+}
 # `full` is `mini` with more seeds, and `tuning` finds the values of both: they share a folder.
 FIGURES = "figures" if study.name in ("mini", "full", "tuning") else f"figures/{study.name}"
 REPORT = "report.html" if study.name in ("mini", "full") else f"report-{study.name}.html"
@@ -220,7 +225,7 @@ def get_figure_parts(wildcards):
     parts = {}
     for path in study.figures[wildcards.figure]:
         stream, options = study.streams[path], {}
-        if wildcards.figure not in ("zscore", "cost"):
+        if wildcards.figure not in ("zscore", "cost", "gate"):
             options["protocol"] = stream.protocols[0]
         if wildcards.figure in SWEPT:
             options["defaults"] = {name: stream.defaults[name] for name in SWEPT[wildcards.figure]}

@@ -1,0 +1,28 @@
+"""Edit a stream once more, and measure its gate and others on the same edits."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from coachhook.figures import write_csv
+from coachhook.gate_comparison import compare_gates
+from coachhook.logs import log_to
+from coachhook.requests import read_requests
+from coachhook.stream import StreamConfig
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+wildcards, settings = snakemake.wildcards, dict(snakemake.params.stream)
+log_to(snakemake.log[0], f"gates, {wildcards.dataset}, {wildcards.method}, seed {wildcards.seed}")
+torch.set_num_threads(snakemake.threads)
+model_dir, texts = Path(snakemake.input[0]).parent, Path(snakemake.input.text).read_text(encoding="utf-8")
+frame = compare_gates(
+    StreamConfig(method=settings.pop("editor"), **settings),
+    read_requests(snakemake.input.requests),
+    model_dir,
+    snakemake.input.covariance,
+    texts.splitlines(),
+)
+write_csv(frame, snakemake.output.gates)

@@ -1,0 +1,276 @@
+"""The same edits behind other gates: what a gate's score, threshold, layers and cheap form are worth.
+
+A stream of a method with hook layers is edited; then ΔW stays as it is while its gates are changed, and the model is
+asked again. Compared are the leverage ℓ(k), the published z-score, and ρ(k) = ‖ΔW k‖/‖k‖ under ℓ's own calibration.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from coachhook.covariance_file import Covariance, read_covariance
+from coachhook.edit_request import EditRequest
+from coachhook.editor import Editor
+from coachhook.gate_firing import gate_firing
+from coachhook.gates import NoGate
+from coachhook.hooks import HookLayer
+from coachhook.keys import encode_edit
+from coachhook.leverage import LeverageGate, background_quantile, prior_sketch
+from coachhook.loading import load_base_model
+from coachhook.metrics import PROTOCOLS, predict, predict_base, questions, score
+from coachhook.solver import FactoredLeastSquares
+from coachhook.stream import StreamConfig
+from coachhook.stream_draw import draw_requests
+from coachhook.texts import TextError
+from coachhook.tokens import EncodedPrompt, batches_by_length, pad, pad_id
+from coachhook.tracing import rewrite_inputs
+
+logger = logging.getLogger(__name__)
+
+FRACTIONS = (0.3, 0.5, 0.7, 0.8, 0.9)
+RATES = (0.02, 0.05, 0.1)
+SKETCHES = (64, 128, 256, 512, 768)
+FILLERS = (0, 2, 5, 10, 20, 40)
+"""Tokens of unrelated text before a prompt."""
+_SCORES = ("reliability", "generality", "locality", "locality_same_subject")
+_COLUMNS = ("kind", "gate", "value", *_SCORES, "subjects", "others", "rate", "agreement")
+_EVALUATED = 100  # requests; of more the scores change little
+_UNSEEN = 500  # documents
+_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class RatioGate:
+    """W_h answers where ρ(k) = ‖ΔW k‖/‖k‖ ≥ τ."""
+
+    threshold: float
+    nbytes: int = 0
+
+    def swap(
+        self,
+        change: Float[Tensor, "batch time d"],
+        real: Bool[Tensor, "batch time"] | None = None,
+        keys: Float[Tensor, "batch time m"] | None = None,
+    ) -> Bool[Tensor, "batch time"]:
+        return change.norm(dim=-1) / keys.float().norm(dim=-1) >= self.threshold
+
+    def moved(self, device: torch.device, factors) -> RatioGate:
+        return self
+
+
+def compare_gates(
+    config: StreamConfig,
+    requests: Sequence[EditRequest],
+    model_dir: str | os.PathLike,
+    covariance: str | os.PathLike,
+    texts: Sequence[str],
+    *,
+    device: str = "auto",
+) -> pd.DataFrame:
+    """Edit a stream with a method that has a gate, and measure its gate and, where it is the leverage gate, others.
+
+    Rows by `kind`: `tradeoff`, the scores with a gate (`gate`, `value`); `length`, behind so many tokens of other
+    text (`value`) the share of `subjects` that all layers swap and of `others`, all other tokens; `unseen`, of
+    ordinary text that the covariance never read, the share (`rate`) that the threshold for a chosen one (`value`)
+    swaps; `sketch`, of tokens that a sketch of so many rows decides as the exact form does, the share (`agreement`).
+
+    Arguments:
+        config: the stream; its method has hook layers with a gate.
+        requests: the pool that it is drawn from.
+        texts: the documents that the covariance was computed on, in their order; those behind the last that it read
+            count as unseen.
+
+    Raises:
+        CoachHookError: bad input; TextError where the covariance has read all of the texts.
+    """
+    stream = draw_requests(requests, config.edits, config.seed)
+    model, tokenizer = load_base_model(model_dir, device)
+    known = read_covariance(covariance, model)
+    editor = Editor(model, tokenizer, config.method, known, seed=config.seed, **config.hyperparameters)
+    editor.check(stream)
+    subject = _Edited(editor, stream)
+    for start in range(0, len(stream), config.batch_size):
+        editor.edit(stream[start : start + config.batch_size])
+        logger.info("%d of %d edited", min(start + config.batch_size, len(stream)), len(stream))
+    unseen = _unseen(editor, texts, known.tokens)
+    rows = []
+    for row in _measurements(subject, known, unseen):
+        logger.info("%s, %s, %s", row["kind"], row["gate"], row["value"])
+        rows.append(row)
+    editor.close()
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def _measurements(subject: _Edited, known: Covariance, unseen: Sequence[str]) -> Iterator[dict]:
+    gates = subject.gates()
+    own = "leverage" if all(isinstance(gate, LeverageGate) for gate in gates.values()) else "paper"
+    yield {"kind": "tradeoff", "gate": own, "value": 0, **subject.scores()}
+    filler = [token for text in unseen[:_EVALUATED] for token in subject.editor.tokenizer(text)["input_ids"]]
+    for count in FILLERS:
+        yield {"kind": "length", "gate": own, "value": count, **subject.opened(filler[:count])}
+    if own != "leverage":
+        return
+    edited, ordinary = subject.edited_keys(), known.background
+    for gate, value, gate_of in _thresholds(gates, edited, ordinary):
+        subject.set_gates(gate_of)
+        yield {"kind": "tradeoff", "gate": gate, "value": value, **subject.scores()}
+    for gate, value, gate_of in _thresholds(gates, edited, ordinary):
+        if value in RATES and gate.endswith("background rate"):
+            subject.set_gates(gate_of)
+            firing = gate_firing(subject.editor, unseen)
+            rate = sum(layer.rate for layer in firing) / len(firing)
+            yield {"kind": "unseen", "gate": gate.split(",")[0], "value": value, "rate": rate}
+    subject.set_gates(lambda hook: gates[hook.layer])
+    prompts = subject.keys(subject.prompts())
+    config = subject.editor.config
+    for rows in SKETCHES:
+        same = []
+        for layer, gate in gates.items():
+            solver = FactoredLeastSquares(known.matrices[layer], config.covariance_weight)
+            width = known.matrices[layer].shape[0]
+            decisions = []
+            for size in (width, rows):
+                other = gate.grown(gate.factors, prior_sketch(solver, width, size, config.seed))
+                tau = config.edited_fraction * other.leverage(edited[layer]).min().item()
+                if config.false_positive_rate is not None:
+                    tau = max(tau, background_quantile(other.leverage(ordinary[layer]), config.false_positive_rate))
+                decisions.append(other.leverage(torch.cat([ordinary[layer], prompts[layer]])) >= tau)
+            same.append((decisions[0] == decisions[1]).float().mean().item())
+        yield {"kind": "sketch", "gate": own, "value": rows, "agreement": sum(same) / len(same)}
+
+
+def _thresholds(
+    gates: Mapping[int, LeverageGate], edited: Mapping[int, Tensor], ordinary: Mapping[int, Tensor]
+) -> Iterator[tuple[str, float, Callable]]:
+    """(gate, setting, gate of each hook layer): the same ΔW behind other gates and thresholds."""
+    for name, measure in (("leverage", _leverage(gates)), ("ratio", _ratio)):
+        for fraction in FRACTIONS:
+            yield (
+                f"{name}, edited fraction",
+                fraction,
+                _gate_at(
+                    gates, name, lambda hook, f=fraction, of=measure: f * of(hook, edited[hook.layer]).min().item()
+                ),
+            )
+        for rate in RATES:
+            yield (
+                f"{name}, background rate",
+                rate,
+                _gate_at(
+                    gates, name, lambda hook, r=rate, of=measure: background_quantile(of(hook, ordinary[hook.layer]), r)
+                ),
+            )
+    yield "off", 0, lambda hook: NoGate()
+    joint = min(gate.threshold for gate in gates.values())
+    yield "leverage, one threshold", 0, _gate_at(gates, "leverage", lambda hook: joint)
+    for layer in gates:
+        for name, open_layers in ((f"{layer}", gates.keys() - {layer}), (f"all but {layer}", {layer})):
+            yield (
+                f"leverage, gate at {name}",
+                0,
+                lambda hook, free=open_layers: NoGate() if hook.layer in free else gates[hook.layer],
+            )
+
+
+def _gate_at(gates: Mapping[int, LeverageGate], name: str, threshold: Callable[[HookLayer], float]) -> Callable:
+    if name == "ratio":
+        return lambda hook: RatioGate(threshold(hook))
+    return lambda hook: replace(gates[hook.layer], threshold=threshold(hook))
+
+
+def _leverage(gates: Mapping[int, LeverageGate]) -> Callable[[HookLayer, Tensor], Tensor]:
+    return lambda hook, keys: gates[hook.layer].leverage(keys)
+
+
+def _ratio(hook: HookLayer, keys: Float[Tensor, "n m"]) -> Float[Tensor, " n"]:
+    return hook.change(keys).norm(dim=-1) / keys.float().norm(dim=-1)
+
+
+def _unseen(editor: Editor, texts: Sequence[str], read: int) -> list[str]:
+    """Some of the documents behind those that hold the first `read` tokens, from all over them."""
+    left = read
+    for position, text in enumerate(texts):
+        if left <= 0:
+            rest = texts[position:]
+            return list(rest[:: max(1, len(rest) // _UNSEEN)])
+        left -= len(editor.tokenizer(text)["input_ids"])
+    raise TextError(f"texts: the covariance has read all of them ({read} tokens), and unseen ones are needed; add more")
+
+
+class _Edited:
+    """An edited model under study, with the base model's answers computed once."""
+
+    def __init__(self, editor: Editor, stream: Sequence[EditRequest]):
+        self.editor, self.stream = editor, stream
+        self._parts, self.hooks = editor._method.parts, editor._method.hooks
+        self._asked = questions(stream[:: max(1, len(stream) // _EVALUATED)])
+        self._base = predict_base(editor.model, editor.tokenizer, self._asked, "easyedit")
+
+    def gates(self) -> dict:
+        return {hook.layer: hook.gate for hook in self.hooks}
+
+    def set_gates(self, gate_of: Callable) -> None:
+        for hook in self.hooks:
+            hook.gate = gate_of(hook)
+
+    def scores(self) -> dict[str, float]:
+        answers = predict(self.editor.model, self.editor.tokenizer, self._asked, "easyedit")
+        columns = score(self.editor.tokenizer, self._asked, answers, self._base, "easyedit")
+        metrics = PROTOCOLS["easyedit"].summarise(self._asked, columns)
+        return {name: getattr(metrics, name) for name in _SCORES}
+
+    def prompts(self) -> list[EncodedPrompt]:
+        """Edit prompts and paraphrases."""
+        plain = [encode_edit(self.editor.tokenizer, request) for request in self.stream]
+        others = [
+            encode_edit(self.editor.tokenizer, replace(request, prompt=paraphrase))
+            for request in self.stream
+            for paraphrase in request.paraphrases
+        ]
+        return plain + others
+
+    def edited_keys(self) -> dict[int, Float[Tensor, "u m"]]:
+        """The keys of the edit prompts' subjects, per layer, as the gates meet them."""
+        rows = [encode_edit(self.editor.tokenizer, request) for request in self.stream]
+        return self.keys(rows, [row.subject_last for row in rows])
+
+    @torch.no_grad()
+    def keys(
+        self, rows: Sequence[EncodedPrompt], places: Sequence[int] | None = None
+    ) -> dict[int, Float[Tensor, "n m"]]:
+        """Keys of all tokens, or of one place of each row, per layer; of the model as it stands."""
+        layers, found = [hook.layer for hook in self.hooks], {}
+        for group in batches_by_length([len(row.ids) for row in rows], _BATCH_TOKENS):
+            batch = pad([rows[index].ids for index in group], pad_id(self.editor.tokenizer), self._parts.input_device)
+            with rewrite_inputs(self._parts, layers) as keys:
+                self._parts.backbone(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False)
+            for layer in layers:
+                wanted = batch.real
+                if places is not None:
+                    wanted = torch.zeros_like(batch.real)
+                    wanted[range(len(group)), [places[index] for index in group]] = True
+                found.setdefault(layer, []).append(keys[layer][wanted.to(keys[layer].device)].float())
+        return {layer: torch.cat(parts) for layer, parts in found.items()}
+
+    @torch.no_grad()
+    def opened(self, filler: Sequence[int]) -> dict[str, float]:
+        """Behind `filler`: the share of subjects' last tokens that all layers swap, and of all tokens before them."""
+        layers, subjects, others = [hook.layer for hook in self.hooks], [], []
+        for request in self.stream[:_EVALUATED]:
+            encoded = encode_edit(self.editor.tokenizer, request)
+            ids = torch.tensor([[*filler, *encoded.ids]], device=self._parts.input_device)
+            place = len(filler) + encoded.subject_last
+            with rewrite_inputs(self._parts, layers, stop=False) as keys:
+                self.editor.model(ids, use_cache=False)
+            swaps = [hook.gate.swap(hook.change(keys[hook.layer]), None, keys[hook.layer])[0] for hook in self.hooks]
+            subjects.append(torch.stack([swap[place] for swap in swaps]).all().item())
+            others += [swap[:place].float().mean().item() for swap in swaps if place]
+        return {"subjects": sum(subjects) / len(subjects), "others": sum(others) / max(1, len(others))}

@@ -1,0 +1,150 @@
+"""What the comparison of gates measures, against the same asked of the editor by hand."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import LAYERS, build_model
+
+from coachhook import Editor
+from coachhook.covariance import compute_covariance
+from coachhook.gate_comparison import FILLERS, FRACTIONS, RATES, SKETCHES, compare_gates
+from coachhook.gates import NoGate
+from coachhook.keys import encode_edit
+from coachhook.leverage import background_quantile
+from coachhook.stream import StreamConfig
+from coachhook.stream_draw import draw_requests
+from coachhook.texts import TextError
+from coachhook.tracing import rewrite_inputs
+
+TEXTS = [
+    f"{name} walked {way} to the {place} and sat down."
+    for name in ("Ada", "Eva", "Ida", "Ola")
+    for way in ("slowly", "quickly", "gladly", "alone")
+    for place in ("river", "market", "old tower", "house", "mill")
+]
+SCORES = ("reliability", "generality", "locality", "locality_same_subject")
+VALUES = {"layers": list(LAYERS), "covariance_weight": 0.05, "target_steps": 5, "clamp": 20.0, "context_templates": 1}
+OWN = {"false_positive_rate": 0.2, "edited_fraction": 0.6}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory, tokenizer):
+    root = tmp_path_factory.mktemp("gates")
+    model = build_model("gpt2")
+    model.save_pretrained(root / "model")
+    tokenizer.save_pretrained(root / "model")
+    read = sum(len(tokenizer(text)["input_ids"]) for text in TEXTS[:60])
+    compute_covariance(model, tokenizer, TEXTS, LAYERS, out=root / "c.safetensors", max_tokens=read, background=200)
+    return root / "model", root / "c.safetensors"
+
+
+def config(method, **values):
+    names = {"edits": 6, "batch_size": 2, "evaluate_every": 2, "seed": 3}
+    return StreamConfig(method=method, hyperparameters=VALUES | values, **names)
+
+
+@pytest.fixture(scope="module")
+def compared(inputs, requests):
+    return compare_gates(config("coachhook-leverage", **OWN), requests, *inputs, TEXTS, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def editor(inputs, requests, tokenizer):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(inputs[0])
+    editor = Editor(model, tokenizer, "coachhook-leverage", inputs[1], seed=3, **VALUES, **OWN)
+    stream = draw_requests(requests, 6, 3)
+    for start in range(0, 6, 2):
+        editor.edit(stream[start : start + 2])
+    editor.stream = stream
+    return editor
+
+
+def value(rows, gate, setting, column):
+    return rows[(rows["gate"] == gate) & (rows["value"] == setting)][column].item()
+
+
+def test_every_question_is_asked(compared):
+    kinds = compared.groupby("kind").size()
+    assert kinds["length"] == len(FILLERS)
+    assert kinds["unseen"] == 2 * len(RATES)
+    assert kinds["sketch"] == len(SKETCHES)
+    assert kinds["tradeoff"] == 1 + 2 * (len(FRACTIONS) + len(RATES)) + 2 + 2 * len(LAYERS)
+    assert compared.drop(columns=["kind", "gate", "value"]).stack().dropna().between(0, 1).all()
+
+
+def test_scores_are_the_editors_behind_each_gate(compared, editor):
+    rows = compared[compared["kind"] == "tradeoff"]
+    hooks = editor._method.hooks
+    gates = {hook.layer: hook.gate for hook in hooks}
+    own = editor.evaluate(editor.stream)
+    assert rows["locality_same_subject"].nunique() > 1  # otherwise any gate would pass
+    for name in SCORES:
+        assert value(rows, "leverage", 0, name) == pytest.approx(getattr(own, name), abs=1e-5)
+    edited = {layer: [] for layer in LAYERS}
+    for request in editor.stream:
+        encoded = encode_edit(editor.tokenizer, request)
+        with rewrite_inputs(editor._method.parts, LAYERS) as keys:
+            editor._method.parts.backbone(torch.tensor([encoded.ids]))
+        for layer in LAYERS:
+            edited[layer].append(gates[layer].leverage(keys[layer][0, encoded.subject_last]).item())
+    try:
+        for hook in hooks:
+            hook.gate = replace(gates[hook.layer], threshold=0.3 * min(edited[hook.layer]))
+        by_hand = editor.evaluate(editor.stream)
+        for name in SCORES:
+            found = value(rows, "leverage, edited fraction", 0.3, name)
+            assert found == pytest.approx(getattr(by_hand, name), abs=1e-5)
+        for hook in hooks:
+            hook.gate = NoGate()
+        assert value(rows, "off", 0, SCORES[-1]) == pytest.approx(
+            getattr(editor.evaluate(editor.stream), SCORES[-1]), abs=1e-5
+        )
+    finally:
+        for hook in hooks:
+            hook.gate = gates[hook.layer]
+
+
+def test_the_rate_on_unseen_text_counts_what_the_gates_swap_there(compared, editor, inputs):
+    from coachhook.covariance import read_covariance
+
+    background = read_covariance(inputs[1]).background
+    hooks = editor._method.hooks
+    gates = {hook.layer: hook.gate for hook in hooks}
+    swapped, tokens = dict.fromkeys(LAYERS, 0), 0
+    try:
+        for hook in hooks:
+            gate = gates[hook.layer]
+            hook.gate = replace(gate, threshold=background_quantile(gate.leverage(background[hook.layer]), 0.1))
+        for text in TEXTS[60:]:
+            ids = editor.tokenizer(text, return_tensors="pt")["input_ids"]
+            with rewrite_inputs(editor._method.parts, LAYERS) as keys, torch.no_grad():
+                editor._method.parts.backbone(ids)
+            tokens += ids.shape[1]
+            for hook in hooks:
+                swapped[hook.layer] += (hook.gate.leverage(keys[hook.layer][0]) >= hook.gate.threshold).sum().item()
+    finally:
+        for hook in hooks:
+            hook.gate = gates[hook.layer]
+    rate = sum(swapped.values()) / len(LAYERS) / tokens
+    rows = compared[compared["kind"] == "unseen"]
+    assert value(rows, "leverage", 0.1, "rate") == pytest.approx(rate, abs=2 / tokens)
+
+
+def test_a_sketch_as_wide_as_the_keys_decides_as_the_exact_form(compared):
+    rows = compared[compared["kind"] == "sketch"]
+    width = build_model("gpt2").config.n_embd * 4
+    assert set(rows[rows["value"] >= width]["agreement"]) == {1.0}
+
+
+def test_of_another_gate_its_own_scores_and_places_are_measured(inputs, requests):
+    rows = compare_gates(config("coachhook", alpha=1.4), requests, *inputs, TEXTS, device="cpu")
+    assert set(rows["gate"]) == {"paper"}
+    assert set(rows["kind"]) == {"tradeoff", "length"}
+
+
+def test_a_text_that_was_read_to_its_end_is_refused(inputs, requests):
+    with pytest.raises(TextError, match=r"the covariance has read all of them \(\d+ tokens\)"):
+        compare_gates(config("coachhook-leverage", **OWN), requests, *inputs, TEXTS[:60], device="cpu")
