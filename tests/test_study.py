@@ -71,7 +71,7 @@ def test_the_mini_study_draws_its_figures_and_compares_all_methods_in_both_round
 
 def test_the_full_study_is_the_mini_study_with_three_seeds_and_the_sensitivity_to_the_size():
     mini, full = (load_study(name, ROOT / "config", SCHEMAS) for name in ("mini", "full"))
-    assert set(full.figures) == {*mini.figures, "sensitivity"}
+    assert set(full.figures) == {*mini.figures, "sensitivity", "gate"}
     for of_mini, of_full in ((mini.figures, full.figures), (mini.tables, full.tables)):
         for name in of_mini:
             three = {path.rpartition("~")[0] + f"~{seed}" for path in of_mini[name] for seed in (0, 1, 2)}

@@ -17,6 +17,7 @@ from coachhook.base_identity import BaseModelIdentity
 from coachhook.covariance_file import Covariance, load_covariance
 from coachhook.edit_request import EditRequest
 from coachhook.edited_model import EditorError, check_unmoved, claim, refuse_edited, release
+from coachhook.editors import DEFAULT_METHOD
 from coachhook.editors.base import MergeError, Method, Update
 from coachhook.hyperparameters import check_layers, check_trained_editor, configure, registered
 from coachhook.journal import Step, StepReport
@@ -30,7 +31,7 @@ class Editor:
     """Edits a Hugging Face causal language model in consecutive batches. Base weights are never written.
 
     ```python
-    editor = Editor(model, tokenizer, method="coachhook", covariance=covariance)
+    editor = Editor(model, tokenizer, covariance=covariance)
     editor.edit(requests)
     prompt = tokenizer("Ada Lovelace was born in", return_tensors="pt")
     editor.model.generate(**prompt, max_new_tokens=5)
@@ -39,7 +40,7 @@ class Editor:
     Arguments:
         model: a `PreTrainedModel`; it stays usable as it is, now with the edits. One editor at a time. Its own
             `save_pretrained` and `state_dict` still give the base weights. A deep copy holds the edits for good.
-        method: one of `methods()`.
+        method: one of `methods()`; the default is CoachHooK behind the leverage gate, which serves generation too.
         covariance: file from `compute_covariance`, or C0 (m×m) per layer, for methods that need one.
         trained_editor: file from `TrainedMethod.train`, for methods that need one (mend, serac).
         architecture: `blocks`, `rewrite_module` and `final_norm` of a model of an unknown family; declares them.
@@ -53,7 +54,7 @@ class Editor:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        method: str = "coachhook",
+        method: str = DEFAULT_METHOD,
         covariance: str | os.PathLike | Mapping[int, Tensor] | None = None,
         *,
         trained_editor: str | os.PathLike | None = None,
@@ -276,7 +277,7 @@ class Editor:
         method_class = method_class.variant(values)
         self.method, self.model, self.tokenizer = method, model, tokenizer
         check_layers(method, method_class.config_class, values, model)
-        self.config = configure(method, method_class.config_class, values)
+        self.config = method_class.fitted(configure(method, method_class.config_class, values), covariance)
         self._identity = BaseModelIdentity.of(model, self.config.layers)
         self._trained_editor = trained_editor
         self._answers_only = method_class.needs_covariance and covariance is None

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coachhook.cli.shared import choose_device, load, open_edits, parse_layers
+from coachhook.editors import DEFAULT_METHOD
 from coachhook.errors import CoachHookError
 
 if TYPE_CHECKING:
     from coachhook.editor import Editor
     from coachhook.saved_edits import SavedEdits
-
-DEFAULT_METHOD = "coachhook"
 
 
 def parse_settings(settings: list[str], layers: str | None) -> dict:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coachhook.cli.console import console, percent, print_json, progress, table
-from coachhook.cli.edit_choice import DEFAULT_METHOD, Choice, parse_settings
+from coachhook.cli.edit_choice import Choice, parse_settings
 from coachhook.cli.pending_batches import pending
 from coachhook.cli.shared import (
     ArchitectureOption,
@@ -27,6 +27,7 @@ from coachhook.cli.shared import (
     read_sample,
 )
 from coachhook.cli.what_if_table import show_what_if, what_if_row
+from coachhook.editors import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from coachhook.edit_request import EditRequest

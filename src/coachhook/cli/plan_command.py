@@ -21,6 +21,7 @@ from coachhook.cli.shared import (
     parse_architecture,
     parse_layers,
 )
+from coachhook.editors import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from coachhook.needs import Available, Needs
@@ -32,7 +33,7 @@ def plan(
     layers: Annotated[
         str | None, typer.Option(help="layers to be edited, such as 13,14,15; default: a suggestion for the model")
     ] = None,
-    method: Annotated[str, typer.Option(help="editing method, see `coachhook methods`")] = "coachhook",
+    method: Annotated[str, typer.Option(help="editing method, see `coachhook methods`")] = DEFAULT_METHOD,
     edits: Annotated[int, typer.Option(min=1, help="edits of the stream")] = 1000,
     batch_size: Annotated[int, typer.Option(min=1, help="edits per step")] = 30,
     evaluate_every: Annotated[int | None, typer.Option(min=1, help="edits between evaluations; default: all")] = None,

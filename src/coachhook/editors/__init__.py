@@ -43,6 +43,10 @@ METHODS: dict[str, Registered] = {
 }
 
 
+DEFAULT_METHOD = "coachhook-leverage"
+"""For editing one's own model; in the studies `coachhook` is the published method."""
+
+
 def methods() -> tuple[str, ...]:
     """Names of all methods."""
     return tuple(METHODS)

@@ -91,6 +91,11 @@ class Method(ABC):
         """The class that does what the hyper-parameters ask for, where a method's variants are classes of their own."""
         return cls
 
+    @classmethod
+    def fitted(cls, config: MethodConfig, covariance: Covariance | None) -> MethodConfig:
+        """The configuration with what nobody has set fitted to what the covariance holds."""
+        return config
+
     @abstractmethod
     def edit(self, requests: Sequence[EditRequest]) -> Update:
         """Write one batch on top of all earlier ones."""

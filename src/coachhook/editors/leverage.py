@@ -6,6 +6,7 @@ part of a step is `left` = R L⁻ᵀ (d×u) and `right` = A⁻¹K L⁻ᵀ (m×u)
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from jaxtyping import Float
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from coachhook.covariance_file import Covariance
 from coachhook.edit_request import EditRequest
 from coachhook.editors.base import Update
 from coachhook.editors.coachhook import CoachHook, CoachHookConfig
@@ -21,6 +23,8 @@ from coachhook.gates import Gate
 from coachhook.keys import KeyPrompts
 from coachhook.leverage import Calibration, LeverageGate, prior_sketch
 from coachhook.solver import CovarianceError, FactoredLeastSquares
+
+logger = logging.getLogger(__name__)
 
 
 class LeverageConfig(CoachHookConfig):
@@ -33,10 +37,11 @@ class LeverageConfig(CoachHookConfig):
         0.05,
         gt=0,
         lt=1,
-        description="share of ordinary text's tokens it may swap; null: only the edited keys set τ",
+        description="share of ordinary text's tokens it may swap; null, or where nothing is said and the covariance "
+        "has no sample of such keys: only the edited keys set τ",
     )
     edited_fraction: float = Field(
-        0.5,
+        0.7,
         ge=0,
         le=1,
         description="τ is at least this fraction of the edited subjects' smallest leverage",
@@ -64,6 +69,18 @@ class LeverageHook(CoachHook):
     remembers_keys = False
     config_class = LeverageConfig
     config: LeverageConfig
+
+    @classmethod
+    def fitted(cls, config: LeverageConfig, covariance: Covariance | None) -> LeverageConfig:
+        """Without a sample of background keys the edited keys alone set τ, unless a rate was asked for."""
+        asked = "false_positive_rate" in config.model_fields_set
+        if covariance is None or asked or all(len(covariance.background.get(n, ())) for n in config.layers):
+            return config
+        logger.warning(
+            "the covariance has no sample of background keys: the gate keeps to no false-positive rate and goes by the "
+            "edited keys alone; compute_covariance takes such a sample"
+        )
+        return config.model_copy(update={"false_positive_rate": None})
 
     def replay(self, update: Update) -> None:
         super().replay(update)
