@@ -174,7 +174,7 @@ def test_a_step_keeps_two_factors_and_the_first_the_sketch(tokenizer, requests, 
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_a_covariance_without_a_sample_is_refused_by_this_gate_alone(
+def test_a_rate_cannot_be_asked_for_without_a_sample_of_background_keys(
     family, tokenizer, requests, covariances, tmp_path
 ):
     bare = Covariance(covariances[family].matrices, {}, covariances[family].tokens, covariances[family].model_digest)
@@ -183,13 +183,28 @@ def test_a_covariance_without_a_sample_is_refused_by_this_gate_alone(
     options = {name: value for name, value in OPTIONS.items() if name != "steps"}
     for covariance in (tmp_path / "old", bare.matrices):
         with pytest.raises(CovarianceError, match=r"no sample of background keys.*false_positive_rate=None") as caught:
-            Editor(build_model(family), tokenizer, METHOD, covariance, **options)
+            Editor(build_model(family), tokenizer, METHOD, covariance, false_positive_rate=0.05, **options)
         assert "\n" not in str(caught.value)
     Editor(build_model(family), tokenizer, "coachhook", tmp_path / "old", **options).edit(requests[:1])
-    editor = Editor(build_model(family), tokenizer, METHOD, bare.matrices, false_positive_rate=None, **options)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_where_nobody_asks_for_a_rate_and_there_is_no_sample_the_edited_keys_set_the_gate(
+    family, tokenizer, requests, covariances, tmp_path, caplog
+):
+    matrices = covariances[family].matrices
+    options = {name: value for name, value in OPTIONS.items() if name != "steps"}
+    editor = Editor(build_model(family), tokenizer, covariance=matrices, **options)
+    assert editor.method == METHOD  # the default
+    assert "no sample of background keys" in caplog.text
     editor.edit(requests[:2])
     smallest = editor.journal[0].update.info["smallest_edited"]
-    assert editor.thresholds() == {layer: 0.5 * smallest[str(layer)] for layer in LAYERS}
+    assert editor.thresholds() == {layer: 0.7 * smallest[str(layer)] for layer in LAYERS}
+    editor.save_pretrained(tmp_path)
+    editor.close()
+    again = Editor.from_pretrained(tmp_path, build_model(family), covariance=matrices)
+    again.edit(requests[2:])
+    assert again.config.false_positive_rate is None
 
 
 @pytest.mark.parametrize(
