@@ -28,6 +28,27 @@ _EVALUATED_TOKENS = 8192  # of an evaluation's batch
 
 
 @dataclass(frozen=True)
+class GateNeeds:
+    """What the gates of all layers take, in bytes.
+
+    Attributes:
+        keeps_factors: whether they take ΔW in its factors, two vectors per edit and layer, which stays so then.
+        held: once the first batch is written.
+        background: of the sample of keys that they are calibrated by, where the hook layers are.
+        journal: of what the first step keeps for them.
+        making: while that is made.
+        of_token: per token of a pass, while one layer decides.
+    """
+
+    keeps_factors: bool = False
+    held: int = 0
+    background: int = 0
+    journal: int = 0
+    making: int = 0
+    of_token: int = 0
+
+
+@dataclass(frozen=True)
 class StreamShape:
     """A stream in numbers.
 
@@ -37,6 +58,8 @@ class StreamShape:
         config: its hyper-parameters.
         stream: edits, batch size and evaluations.
         prompt_tokens: of a request's prompt with its target.
+        background: keys of the covariance's sample, per layer.
+        gate: what the method's gate takes besides.
     """
 
     parts: ModelParts
@@ -44,6 +67,8 @@ class StreamShape:
     config: MethodConfig
     stream: StreamConfig
     prompt_tokens: int
+    background: int
+    gate: GateNeeds = GateNeeds()
 
     @property
     def locates(self) -> bool:
@@ -56,6 +81,11 @@ class StreamShape:
         bare = object.__new__(self.method)
         bare.config = self.config
         return getattr(bare, "remembers_keys", False)
+
+    @property
+    def edits_kept(self) -> int:
+        """p: those that are in the model together."""
+        return self.stream.edits if self.stream.round == "consecutive" else self.batch
 
     @property
     def batch(self) -> int:
@@ -100,14 +130,21 @@ class StreamShape:
 
 
 def changes_bytes(shape: StreamShape) -> int:
-    """ΔW in float32: before a step, after it, and one layer on its way. Trained weights have Adam's moments besides."""
+    """ΔW in float32: before a step, after it, and one layer on its way. Trained weights have Adam's moments besides.
+
+    Where ΔW stays in its factors, these are (d×p) and (m×p).
+    """
     each = [4 * shape.hidden * width for width in shape.widths]
+    if shape.gate.keeps_factors:
+        each = [4 * (shape.hidden + width) * shape.edits_kept for width in shape.widths]
     return 2 * sum(each) + max(each) if shape.locates else 5 * sum(each)
 
 
 def covariance_bytes(shape: StreamShape) -> int:
-    """C0 as it is read, float64, in main memory."""
-    return sum(8 * width**2 for width in shape.widths) if shape.method.needs_covariance else 0
+    """C0 as it is read, float64, and the sample of keys, float32, in main memory."""
+    if not shape.method.needs_covariance:
+        return 0
+    return sum(8 * width**2 + 4 * shape.background * width for width in shape.widths)
 
 
 def solver_bytes(shape: StreamShape) -> int:
@@ -118,11 +155,16 @@ def solver_bytes(shape: StreamShape) -> int:
 
 
 def past_keys_bytes(shape: StreamShape) -> int:
-    """P and A0⁻¹P (m×p) and the factor of I + PᵀA0⁻¹P (p×p) per layer, float64, where past keys are remembered."""
+    """P and A0⁻¹P (m×p) and the factor of I + PᵀA0⁻¹P (p×p) per layer, float64, where past keys are remembered.
+
+    Where solves go on from factors, V (m×p) per layer, and one more while it grows.
+    """
+    edits, widths = shape.edits_kept, shape.widths
+    if shape.gate.keeps_factors:
+        return 8 * edits * (sum(widths) + max(widths))
     if not shape.remembers_keys:
         return 0
-    edits = shape.stream.edits if shape.stream.round == "consecutive" else shape.batch
-    return sum(8 * (2 * width * edits + edits**2) for width in shape.widths)
+    return sum(8 * (2 * width * edits + edits**2) for width in widths)
 
 
 def journal_bytes(shape: StreamShape) -> int:
@@ -131,7 +173,7 @@ def journal_bytes(shape: StreamShape) -> int:
         steps = -(-shape.stream.edits // shape.stream.batch_size)
         return steps * sum(4 * shape.hidden * width for width in shape.widths)
     keys = 2 if shape.remembers_keys else 1
-    return shape.stream.edits * sum(4 * (shape.hidden + keys * width) for width in shape.widths)
+    return shape.gate.journal + shape.stream.edits * sum(4 * (shape.hidden + keys * width) for width in shape.widths)
 
 
 def target_bytes(shape: StreamShape) -> int:
