@@ -158,7 +158,8 @@ def plan_stream(
     shape = StreamShape(parts, method_class, config, stream, min(prompt_tokens, parts.context_length), background)
     if method_class in _GATE_NEEDS:
         shape = replace(shape, gate=_GATE_NEEDS[method_class](shape))
-    search = target_bytes(shape) if shape.locates else training_bytes(shape)
+    on_cpu = torch.device(device).type == "cpu"
+    search = target_bytes(shape, on_cpu) if shape.locates else training_bytes(shape)
     memory = {
         "weights": weight_bytes(parts),
         "changes of the weights": changes_bytes(shape),
@@ -169,7 +170,7 @@ def plan_stream(
         "libraries": LIBRARIES,
     }
     here = {"covariance": covariance_bytes(shape), "journal": journal_bytes(shape)}
-    if torch.device(device).type == "cpu":
+    if on_cpu:
         memory |= here
     else:  # on a CPU the gate reads the covariance's own
         memory["the gate"] += shape.gate.background

@@ -25,6 +25,8 @@ _ANSWER_TOKENS = 4  # of a target, as in CounterFact and ZsRE
 _LOGIT_COPIES = 4  # logits, their float32, log-probabilities, gradient
 _QUESTIONS = 4  # prompts per request that an evaluation asks: one, its paraphrase, two of locality
 _EVALUATED_TOKENS = 8192  # of an evaluation's batch
+_IN_PIECES = 1.5  # of what steps of the search take, what glibc's heap holds: see benchmarks/stream_memory.py
+_MAPPED = 32 * 2**20  # bytes of a tensor that glibc takes from the system, and gives back, by itself
 
 
 @dataclass(frozen=True)
@@ -176,13 +178,25 @@ def journal_bytes(shape: StreamShape) -> int:
     return shape.gate.journal + shape.stream.edits * sum(4 * (shape.hidden + keys * width) for width in shape.widths)
 
 
-def target_bytes(shape: StreamShape) -> int:
-    """The target search: caches of attention, activations kept for the gradient, and logits of the answers."""
-    rows = shape.batch * (shape.contexts + 1)
-    cache = rows * shape.prefixed_tokens * 2 * shape.hidden * shape.item * len(shape.parts.blocks)
-    kept = rows * shape.prompt_tokens * shape.blocks_above * saved_bytes_per_token(shape.parts)
-    answers = shape.batch * (shape.contexts * _ANSWER_TOKENS + 2)
-    return cache + kept + answers * shape.vocabulary * 4 * _LOGIT_COPIES
+def target_bytes(shape: StreamShape, on_cpu: bool) -> int:
+    """The target search: caches of attention, activations kept for the gradient, and logits of the answers.
+
+    Behind a prefix every block above joins the prefix's keys and values to its own, and keeps that.
+    """
+    rows, numbers = shape.batch * (shape.contexts + 1), shape.hidden * shape.item
+    cache = rows * shape.prefixed_tokens * 2 * numbers * len(shape.parts.blocks)
+    joined = 2 * numbers * (shape.prefixed_tokens - shape.prompt_tokens)
+    own = shape.prompt_tokens * saved_bytes_per_token(shape.parts)
+    activations = cache + rows * shape.blocks_above * (own + joined)
+    logits = 4 * shape.vocabulary * shape.batch * (shape.contexts * _ANSWER_TOKENS + 2)
+    if not on_cpu:
+        return activations + _LOGIT_COPIES * logits
+    return _in_heap(activations, rows * shape.prompt_tokens * numbers) + _in_heap(_LOGIT_COPIES * logits, logits)
+
+
+def _in_heap(count: int, tensor: int) -> int:
+    """Bytes that `count` of them take in main memory, in tensors of this size: what is freed stays in pieces."""
+    return round(count * _IN_PIECES) if tensor < _MAPPED else count
 
 
 def training_bytes(shape: StreamShape) -> int:
@@ -196,6 +210,7 @@ def evaluation_bytes(shape: StreamShape) -> int:
     """One batch of questions through one block, and the logits of their answers."""
     tokens = min(_EVALUATED_TOKENS, shape.stream.edits * _QUESTIONS * shape.prompt_tokens)
     block = tokens * shape.item * (MLP_COPIES * max(shape.widths) + BLOCK_COPIES * shape.hidden)
+    block += tokens * shape.gate.of_token
     return block + tokens // shape.prompt_tokens * _ANSWER_TOKENS * shape.vocabulary * (shape.item + 4)
 
 
