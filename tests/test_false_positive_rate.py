@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from coachhook import Editor
 from coachhook.base_model import TrainingConfig, train_base_model
 from coachhook.covariance import compute_covariance
+from coachhook.keys import encode_edit
 from coachhook.tokens import pad
 from coachhook.world import WorldConfig, make_world, world_requests
 
@@ -25,10 +26,10 @@ TRAINING = TrainingConfig(
     layers=4,
     mlp_width=128,
     last_edited_layer=1,
-    steps=200,
-    donors=16,
-    lines_per_step=8,
-    minimum_recall=0.3,
+    steps=300,
+    donors=24,
+    lines_per_step=12,
+    minimum_recall=0.5,
 )
 LAYERS = (0, 1)
 SETTINGS = {"covariance_weight": 10, "target_steps": 10, "context_templates": 2, "context_length": 5}
@@ -67,18 +68,12 @@ def covariance(loaded, halves):
 
 
 @torch.no_grad()
-def swapped_shares(editor, documents):
-    """Per layer the share of the documents' tokens for which the edited weights answer, in padded batches."""
-    found = dict.fromkeys(LAYERS, 0)
-    tokens = 0
-    for start in range(0, len(documents), 64):
-        batch = pad([editor.tokenizer(text)["input_ids"] for text in documents[start : start + 64]], 0)
-        with editor.recorded_swaps() as swaps:
-            editor.model(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False)
-        tokens += int(batch.real.sum())
-        for layer, (mask,) in swaps.items():
-            found[layer] += int((mask & batch.real).sum())
-    return {layer: count / tokens for layer, count in found.items()}, tokens
+def swapped(editor, documents):
+    """Per layer, for which of the documents' tokens the edited weights answer, and which are real; one padded batch."""
+    batch = pad([editor.tokenizer(text)["input_ids"] for text in documents], 0)
+    with editor.recorded_swaps() as swaps:
+        editor.model(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False)
+    return {layer: masks[0] for layer, masks in swaps.items()}, batch.real
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.05, 0.1])
@@ -91,11 +86,14 @@ def test_on_text_it_was_not_set_by_it_fires_as_often_as_it_was_told(loaded, worl
         requests = world_requests(world, count=24, seed=0)
         for start in range(0, len(requests), 8):
             editor.edit(requests[start : start + 8])
-        shares, tokens = swapped_shares(editor, unseen)
-        own, _ = swapped_shares(editor, [request.text for request in requests])
+        masks, real = swapped(editor, unseen)
+        edited, _ = swapped(editor, [request.text for request in requests])
+        subjects = [encode_edit(editor.tokenizer, request).subject_last for request in requests]
     finally:
         editor.close()
-    assert tokens > 4000
-    for layer, share in shares.items():
-        assert rate / 1.5 <= share <= rate * 1.5, f"layer {layer}: {share:.3f} of the tokens, {rate} were chosen"
-        assert own[layer] > share  # it does fire where the edits are
+    assert real.sum() > 4000
+    for layer in LAYERS:
+        share = masks[layer][real].float().mean().item()
+        fires = edited[layer][torch.arange(len(subjects)), subjects].float().mean().item()
+        assert rate / 1.5 <= share <= rate * 1.5
+        assert fires > 3 * rate  # it is not as good as random
