@@ -100,7 +100,8 @@ def test_a_solver_takes_what_is_planned(tokenizer, requests, covariances):
     factors = sum(solver._factor.nbytes for solver in solvers)
     assert parts["solver"] == factors + 48**2 * 8  # and a copy while one is made
     assert parts["past keys"] == sum(s._keys.nbytes + s._whitened.nbytes + s._gram.nbytes for s in solvers)
-    assert parts["covariance"] == sum(matrix.nbytes for matrix in covariances["gpt2"].matrices.values())
+    matrices = sum(matrix.nbytes for matrix in covariances["gpt2"].matrices.values())
+    assert parts["covariance"] == matrices + 2 * 1024 * 48 * 4  # and the sample of keys
     written = sum(tensor.nbytes for step in editor.journal for tensor in step.update.tensors.values())
     assert parts["journal"] == written
     assert parts["changes of the weights"] == 2 * editor.state_bytes + editor.state_bytes // 2
@@ -188,3 +189,33 @@ def test_what_is_wrong_is_one_line(tmp_path):
         with pytest.raises(error, match=words) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [20, 1536])
+def test_the_leverage_gate_takes_what_is_planned(tokenizer, requests, covariances, size):
+    """Sketches narrower than the keys, and as wide."""
+    model, covariance = build_model("gpt2"), covariances["gpt2"]
+    settings = {"target_steps": 2, "context_templates": 1, "context_length": 3, "sketch_size": size}
+    editor = Editor(model, tokenizer, "coachhook-leverage", covariance, layers=LAYERS, **settings)
+    for batch in (requests[:3], requests[3:]):
+        editor.edit(batch)
+    background = {len(keys) for keys in covariance.background.values()}
+    planned = {"edits": 6, "batch_size": 3, "background": background.pop(), "hyperparameters": settings}
+    needs = plan_stream(model, "coachhook-leverage", LAYERS, **planned)
+    hooks, parts = list(editor._method.hooks), needs.parts
+    assert parts["the gate"] == sum(hook.gate.sketch.nbytes for hook in hooks)
+    assert parts["the gate"] == len(LAYERS) * min(size, 48) * 48 * 4
+    factors = [hook.factors.nbytes for hook in hooks]
+    assert parts["changes of the weights"] == 2 * sum(factors) + max(factors)
+    assert sum(factors) + parts["the gate"] == editor.state_bytes
+    kept = [solver._factors.nbytes for solver in editor._method._solvers.values()]
+    assert parts["past keys"] == sum(kept) + max(kept)  # and one while it grows
+    written = sum(tensor.nbytes for step in editor.journal for tensor in step.update.tensors.values())
+    assert parts["journal"] == needs.disk_parts["journal"] == written
+    held = [*covariance.matrices.values(), *covariance.background.values()]
+    assert parts["covariance"] == sum(tensor.nbytes for tensor in held)
+    samples = sum(calibration._background.nbytes for calibration in editor._method._calibrations.values())
+    on_gpu = plan_stream(model, "coachhook-leverage", LAYERS, **planned, device="cuda")
+    assert on_gpu.parts["the gate"] == parts["the gate"] + samples  # there they are another copy
+    named = plan_stream(model, "coachhook", LAYERS, **planned | {"hyperparameters": settings | {"gate": "leverage"}})
+    assert named.parts == parts

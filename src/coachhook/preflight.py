@@ -15,6 +15,8 @@ from huggingface_hub import try_to_load_from_cache
 
 from coachhook.architectures import ModelParts
 from coachhook.covariance_memory import LIBRARIES, covariance_memory, weight_bytes
+from coachhook.editors.leverage import LeverageHook
+from coachhook.editors.leverage_needs import leverage_gate_needs
 from coachhook.editors.mend import Mend
 from coachhook.editors.mend_needs import mend_loss_needs
 from coachhook.editors.serac import Serac
@@ -25,6 +27,7 @@ from coachhook.needs import Available, Needs, PreflightError, refuse_if_too_larg
 from coachhook.speed import Speed, measure_speed
 from coachhook.stream import StreamConfig
 from coachhook.stream_needs import (
+    GateNeeds,
     StreamShape,
     changes_bytes,
     covariance_bytes,
@@ -69,6 +72,9 @@ _WEIGHT_FILES = (
 
 _LOSS_NEEDS: dict[type, Callable[[TrainingShape], LossNeeds]] = {Mend: mend_loss_needs, Serac: serac_loss_needs}
 """By method what the loss that its editor is trained on takes."""
+
+_GATE_NEEDS: dict[type, Callable[[StreamShape], GateNeeds]] = {LeverageHook: leverage_gate_needs}
+"""By method what its gate takes, where that is more than a number per layer."""
 
 
 def plan_covariance(
@@ -119,6 +125,7 @@ def plan_stream(
     batch_size: int,
     evaluate_every: int | None = None,
     prompt_tokens: int = 32,
+    background: int = 1024,
     hyperparameters: Mapping[str, object] | None = None,
     device: str = "cpu",
     dtype: str = "auto",
@@ -134,6 +141,7 @@ def plan_stream(
         model, dtype, architecture, speed: as in `plan_covariance`.
         evaluate_every: edits between two evaluations; None: after the last batch only.
         prompt_tokens: of a request's longest prompt with its target.
+        background: keys per layer that the covariance holds a sample of.
         hyperparameters: of the method, where they differ from its defaults.
 
     Raises:
@@ -141,25 +149,31 @@ def plan_stream(
         HyperparameterError: there is no such method, or it has no such hyper-parameter.
     """
     entry = registered(method)
-    method_class = entry.load()
     given = {**entry.preset, "layers": tuple(sorted(set(layers))), **(hyperparameters or {})}
+    method_class = entry.load().variant(given)
     config = configure(method, method_class.config_class, given)
     every = edits if evaluate_every is None else evaluate_every
     stream = StreamConfig(method=method, edits=edits, batch_size=batch_size, evaluate_every=every)
     parts = model_shape(model, dtype, architecture)
-    shape = StreamShape(parts, method_class, config, stream, min(prompt_tokens, parts.context_length))
-    search = target_bytes(shape) if shape.locates else training_bytes(shape)
+    shape = StreamShape(parts, method_class, config, stream, min(prompt_tokens, parts.context_length), background)
+    if method_class in _GATE_NEEDS:
+        shape = replace(shape, gate=_GATE_NEEDS[method_class](shape))
+    on_cpu = torch.device(device).type == "cpu"
+    search = target_bytes(shape, on_cpu) if shape.locates else training_bytes(shape)
     memory = {
         "weights": weight_bytes(parts),
         "changes of the weights": changes_bytes(shape),
         "solver": solver_bytes(shape),
         "past keys": past_keys_bytes(shape),
-        "a batch of edits": max(search, evaluation_bytes(shape)),
+        "the gate": shape.gate.held,
+        "a batch of edits": max(search, shape.gate.making, evaluation_bytes(shape)),
         "libraries": LIBRARIES,
     }
     here = {"covariance": covariance_bytes(shape), "journal": journal_bytes(shape)}
-    if torch.device(device).type == "cpu":
+    if on_cpu:
         memory |= here
+    else:  # on a CPU the gate reads the covariance's own
+        memory["the gate"] += shape.gate.background
     host = max(memory["weights"], sum(here.values())) + LIBRARIES
     disk = {"journal": journal_bytes(shape), "model to download": _download(model, parts)}
     seconds = None if speed is None else stream_seconds(shape, speed)

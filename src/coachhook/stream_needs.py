@@ -25,6 +25,29 @@ _ANSWER_TOKENS = 4  # of a target, as in CounterFact and ZsRE
 _LOGIT_COPIES = 4  # logits, their float32, log-probabilities, gradient
 _QUESTIONS = 4  # prompts per request that an evaluation asks: one, its paraphrase, two of locality
 _EVALUATED_TOKENS = 8192  # of an evaluation's batch
+_IN_PIECES = 1.5  # of what steps of the search take, what glibc's heap holds: see benchmarks/stream_memory.py
+_MAPPED = 32 * 2**20  # bytes of a tensor that glibc takes from the system, and gives back, by itself
+
+
+@dataclass(frozen=True)
+class GateNeeds:
+    """What the gates of all layers take, in bytes.
+
+    Attributes:
+        keeps_factors: whether they take ΔW in its factors, two vectors per edit and layer, which stays so then.
+        held: once the first batch is written.
+        background: of the sample of keys that they are calibrated by, where the hook layers are.
+        journal: of what the first step keeps for them.
+        making: while that is made.
+        of_token: per token of a pass, while one layer decides.
+    """
+
+    keeps_factors: bool = False
+    held: int = 0
+    background: int = 0
+    journal: int = 0
+    making: int = 0
+    of_token: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,6 +60,8 @@ class StreamShape:
         config: its hyper-parameters.
         stream: edits, batch size and evaluations.
         prompt_tokens: of a request's prompt with its target.
+        background: keys of the covariance's sample, per layer.
+        gate: what the method's gate takes besides.
     """
 
     parts: ModelParts
@@ -44,6 +69,8 @@ class StreamShape:
     config: MethodConfig
     stream: StreamConfig
     prompt_tokens: int
+    background: int
+    gate: GateNeeds = GateNeeds()
 
     @property
     def locates(self) -> bool:
@@ -56,6 +83,11 @@ class StreamShape:
         bare = object.__new__(self.method)
         bare.config = self.config
         return getattr(bare, "remembers_keys", False)
+
+    @property
+    def edits_kept(self) -> int:
+        """p: those that are in the model together."""
+        return self.stream.edits if self.stream.round == "consecutive" else self.batch
 
     @property
     def batch(self) -> int:
@@ -100,14 +132,21 @@ class StreamShape:
 
 
 def changes_bytes(shape: StreamShape) -> int:
-    """ΔW in float32: before a step, after it, and one layer on its way. Trained weights have Adam's moments besides."""
+    """ΔW in float32: before a step, after it, and one layer on its way. Trained weights have Adam's moments besides.
+
+    Where ΔW stays in its factors, these are (d×p) and (m×p).
+    """
     each = [4 * shape.hidden * width for width in shape.widths]
+    if shape.gate.keeps_factors:
+        each = [4 * (shape.hidden + width) * shape.edits_kept for width in shape.widths]
     return 2 * sum(each) + max(each) if shape.locates else 5 * sum(each)
 
 
 def covariance_bytes(shape: StreamShape) -> int:
-    """C0 as it is read, float64, in main memory."""
-    return sum(8 * width**2 for width in shape.widths) if shape.method.needs_covariance else 0
+    """C0 as it is read, float64, and the sample of keys, float32, in main memory."""
+    if not shape.method.needs_covariance:
+        return 0
+    return sum(8 * width**2 + 4 * shape.background * width for width in shape.widths)
 
 
 def solver_bytes(shape: StreamShape) -> int:
@@ -118,11 +157,16 @@ def solver_bytes(shape: StreamShape) -> int:
 
 
 def past_keys_bytes(shape: StreamShape) -> int:
-    """P and A0⁻¹P (m×p) and the factor of I + PᵀA0⁻¹P (p×p) per layer, float64, where past keys are remembered."""
+    """P and A0⁻¹P (m×p) and the factor of I + PᵀA0⁻¹P (p×p) per layer, float64, where past keys are remembered.
+
+    Where solves go on from factors, V (m×p) per layer, and one more while it grows.
+    """
+    edits, widths = shape.edits_kept, shape.widths
+    if shape.gate.keeps_factors:
+        return 8 * edits * (sum(widths) + max(widths))
     if not shape.remembers_keys:
         return 0
-    edits = shape.stream.edits if shape.stream.round == "consecutive" else shape.batch
-    return sum(8 * (2 * width * edits + edits**2) for width in shape.widths)
+    return sum(8 * (2 * width * edits + edits**2) for width in widths)
 
 
 def journal_bytes(shape: StreamShape) -> int:
@@ -131,16 +175,28 @@ def journal_bytes(shape: StreamShape) -> int:
         steps = -(-shape.stream.edits // shape.stream.batch_size)
         return steps * sum(4 * shape.hidden * width for width in shape.widths)
     keys = 2 if shape.remembers_keys else 1
-    return shape.stream.edits * sum(4 * (shape.hidden + keys * width) for width in shape.widths)
+    return shape.gate.journal + shape.stream.edits * sum(4 * (shape.hidden + keys * width) for width in shape.widths)
 
 
-def target_bytes(shape: StreamShape) -> int:
-    """The target search: caches of attention, activations kept for the gradient, and logits of the answers."""
-    rows = shape.batch * (shape.contexts + 1)
-    cache = rows * shape.prefixed_tokens * 2 * shape.hidden * shape.item * len(shape.parts.blocks)
-    kept = rows * shape.prompt_tokens * shape.blocks_above * saved_bytes_per_token(shape.parts)
-    answers = shape.batch * (shape.contexts * _ANSWER_TOKENS + 2)
-    return cache + kept + answers * shape.vocabulary * 4 * _LOGIT_COPIES
+def target_bytes(shape: StreamShape, on_cpu: bool) -> int:
+    """The target search: caches of attention, activations kept for the gradient, and logits of the answers.
+
+    Behind a prefix every block above joins the prefix's keys and values to its own, and keeps that.
+    """
+    rows, numbers = shape.batch * (shape.contexts + 1), shape.hidden * shape.item
+    cache = rows * shape.prefixed_tokens * 2 * numbers * len(shape.parts.blocks)
+    joined = 2 * numbers * (shape.prefixed_tokens - shape.prompt_tokens)
+    own = shape.prompt_tokens * saved_bytes_per_token(shape.parts)
+    activations = cache + rows * shape.blocks_above * (own + joined)
+    logits = 4 * shape.vocabulary * shape.batch * (shape.contexts * _ANSWER_TOKENS + 2)
+    if not on_cpu:
+        return activations + _LOGIT_COPIES * logits
+    return _in_heap(activations, rows * shape.prompt_tokens * numbers) + _in_heap(_LOGIT_COPIES * logits, logits)
+
+
+def _in_heap(count: int, tensor: int) -> int:
+    """Bytes that `count` of them take in main memory, in tensors of this size: what is freed stays in pieces."""
+    return round(count * _IN_PIECES) if tensor < _MAPPED else count
 
 
 def training_bytes(shape: StreamShape) -> int:
@@ -154,6 +210,7 @@ def evaluation_bytes(shape: StreamShape) -> int:
     """One batch of questions through one block, and the logits of their answers."""
     tokens = min(_EVALUATED_TOKENS, shape.stream.edits * _QUESTIONS * shape.prompt_tokens)
     block = tokens * shape.item * (MLP_COPIES * max(shape.widths) + BLOCK_COPIES * shape.hidden)
+    block += tokens * shape.gate.of_token
     return block + tokens // shape.prompt_tokens * _ANSWER_TOKENS * shape.vocabulary * (shape.item + 4)
 
 
