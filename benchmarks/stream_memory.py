@@ -1,6 +1,6 @@
 """Peak memory of editing streams at small shapes (random weights, two target steps), and what `plan` announces.
 
-python benchmarks/stream_memory.py                            all shapes, each in a process of its own: two minutes
+python benchmarks/stream_memory.py                            all shapes, each in a process of its own: some minutes
 """
 
 import argparse

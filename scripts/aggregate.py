@@ -1,4 +1,4 @@
-"""Put a study's metrics in one table, the final ones in tables per round and protocol, a small file and in words."""
+"""Put a study's final metrics in tables per round and protocol, in a small file and in words."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,6 @@ study = snakemake.params.study
 log_to(snakemake.log[0], f"study {study}")
 folder = Path(snakemake.output.main).parent
 frame = figures.collect(snakemake.input.metrics)
-figures.write_csv(frame, snakemake.output.metrics)
 numbers = {}
 texts = [Path(snakemake.input.introduction).read_text(encoding="utf-8"), snakemake.params.description]
 for name, (kind, protocol, paths) in snakemake.params.tables.items():

@@ -50,10 +50,11 @@ SWEPT = {
     "batch_size": ["batch_size"],
     "sensitivity": ["covariance_weight", "alpha"],
 }
-FURTHER_RESULTS = {
-    "zscore": ["zscores.parquet"],
-    "retention": ["records.parquet"],
-    "cost": ["cost.jsonl"],
+# What figures are drawn from, where it is not a stream's metrics alone.
+RESULTS_OF = {
+    "zscore": ["metrics.jsonl", "zscores.parquet"],
+    "retention": ["metrics.jsonl", "records.parquet"],
+    "cost": ["metrics.jsonl", "cost.jsonl"],
     "gate": ["gates.csv"],
 }
 # `full` is `mini` with more seeds, and `tuning` finds the values of both: they share a folder.
@@ -210,11 +211,16 @@ def get_method_code(wildcards):
     return METHOD_CODE[get_stream(wildcards).editor]
 
 
+def get_table_streams():
+    """The streams of all tables; a further value in a figure thus leaves the tables as they are."""
+    return sorted({path for paths in study.tables.values() for path in paths})
+
+
 def get_figure_results(wildcards):
     """The files that a figure is drawn from."""
     if wildcards.figure == "contradictions":
         return sorted({f"results/datasets/{draw.dataset}/requests.json" for draw in study.draws})
-    names = ["metrics.jsonl", *FURTHER_RESULTS.get(wildcards.figure, ())]
+    names = RESULTS_OF.get(wildcards.figure, ["metrics.jsonl"])
     return [f"results/streams/{path}/{name}" for path in study.figures[wildcards.figure] for name in names]
 
 

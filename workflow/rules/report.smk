@@ -1,6 +1,6 @@
 rule aggregate:
     input:
-        metrics=collect("results/streams/{path}/metrics.jsonl", path=study.streams),
+        metrics=collect("results/streams/{path}/metrics.jsonl", path=get_table_streams()),
         introduction="workflow/report/workflow.rst",
     output:
         report(
@@ -10,7 +10,6 @@ rule aggregate:
             labels={"table": "scores after the last batch"},
         ),
         collect(f"{FIGURES}/table_{{table}}.{{ending}}", table=TABLES, ending=["md", "tex"]),
-        metrics=f"results/studies/{study.name}/metrics.csv",
         main=f"{FIGURES}/metrics.json",
         text=f"results/studies/{study.name}/report.rst",
     log:
@@ -27,15 +26,37 @@ rule aggregate:
         tables=TABLES,
         code=code_digest("report"),
     message:
-        "Study {params.study}: all metrics, tables, and what came out in words"
+        "Study {params.study}: tables, and what came out in words"
     script:
         "../../scripts/aggregate.py"
+
+
+rule gather_metrics:
+    input:
+        metrics=collect("results/streams/{path}/metrics.jsonl", path=study.streams),
+    output:
+        metrics=f"results/studies/{study.name}/metrics.csv",
+    log:
+        f"logs/gather_metrics/{study.name}.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=8000,
+        disk_mb=1000,
+        runtime=60,
+    params:
+        code=code_digest("figures"),
+    message:
+        "All metrics of all streams in one table"
+    script:
+        "../../scripts/gather_metrics.py"
 
 
 rule make_report:
     input:
         rules.figures.input,
         rules.aggregate.output,
+        rules.gather_metrics.output,
         text=rules.aggregate.output.text,
     output:
         html=REPORT,

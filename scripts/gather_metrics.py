@@ -1,0 +1,12 @@
+"""Put the metrics of all streams of a study in one table, those that only figures show included."""
+
+from typing import TYPE_CHECKING
+
+from coachhook import figures
+from coachhook.logs import log_to
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+log_to(snakemake.log[0], "metrics")
+figures.write_csv(figures.collect(snakemake.input.metrics), snakemake.output.metrics)
