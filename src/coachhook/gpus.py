@@ -18,8 +18,8 @@ def take_gpus(count: int, folder: str | os.PathLike[str] | None = None) -> None:
     """Make `count` GPUs that no other process has taken the only ones that this process and its children see.
 
     To be called before anything asks CUDA for devices, as CUDA reads once which are visible. Waits while fewer are
-    free; takes all there are where `count` is more. A list of visible GPUs that is no longer than `count` is kept as it is: a
-    batch system has dealt them out. With 0 no GPU is seen.
+    free; takes all there are where `count` is more. A list of visible GPUs that is no longer than `count` is kept as it
+    is: a batch system has dealt them out. With 0 no GPU is seen.
 
     Arguments:
         folder: where the processes of this machine hold a lock per GPU; default: one of this user's in the system's
