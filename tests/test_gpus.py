@@ -103,12 +103,22 @@ def test_all_gpus_of_the_machine_are_chosen_from_where_none_were_dealt_out(monke
     assert sorted(path.name for path in folder.iterdir()) == ["0", "1"]
 
 
-def test_who_asks_for_none_sees_none_and_who_asks_in_vain_is_told(monkeypatch, caplog):
+def test_who_asks_for_none_sees_none(monkeypatch):
     monkeypatch.setenv(VISIBLE, "0")
     take_gpus(0)
     assert os.environ[VISIBLE] == ""
+
+
+def test_who_asks_in_vain_is_told(monkeypatch, caplog):
+    caplog.set_level("INFO", "coachhook")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv(VISIBLE, "")
     take_gpus(1)
-    assert "GPUs asked for: 1; there is none, so this runs on the CPU" in caplog.text
+    assert "GPUs asked for: 1; this job's: none" in caplog.text
+    monkeypatch.setenv(VISIBLE, "3")
+    take_gpus(1)
+    assert "this job's: 3" in caplog.text
+    assert caplog.text.count("torch can use no GPU here: running on the CPU") == 2
 
 
 def test_no_device_is_named_in_code():

@@ -30,15 +30,21 @@ def take_gpus(count: int, folder: str | os.PathLike[str] | None = None) -> None:
         os.environ[VISIBLE] = ""
         return
     names = _all_gpus() if dealt is None else list(dict.fromkeys(filter(None, map(str.strip, dealt.split(",")))))
-    if not names:
-        logger.warning("GPUs asked for: %d; there is none, so this runs on the CPU", count)
-    elif dealt is None or len(names) > count:
+    if names and (dealt is None or len(names) > count):
         os.environ[VISIBLE] = ",".join(_lock(names, min(count, len(names)), _lock_folder(folder)))
-        logger.info("on GPU %s", os.environ[VISIBLE])
+    logger.info("GPUs asked for: %d; this job's: %s", count, os.environ[VISIBLE] if names else "none")
+    if not _cuda_works():
+        logger.warning("torch can use no GPU here: running on the CPU")
+
+
+def _cuda_works() -> bool:
+    import torch  # takes seconds, and who asks for no GPU does without
+
+    return torch.cuda.is_available()
 
 
 def _all_gpus() -> list[str]:
-    import torch  # takes seconds, and who asks for no GPU does without
+    import torch
 
     return [str(index) for index in range(torch.cuda.device_count())]
 
