@@ -27,7 +27,8 @@ STUDY = {
         "hook": {"datasets": ["smoke-completions"], "methods": ["memit", "coachhook", "ft-m"], "seeds": [0]},
     },
 }
-TIMED = ("cost.jsonl", "provenance.json")  # say how long it took, and when and where it was
+# These say how long it took, and when and where it was.
+TIMED = ("cost.jsonl", "provenance.json", "models/smoke/training.json")
 CANCELLED, KILLED = "method~ft-m", "method~coachhook"
 TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue")
 
@@ -62,8 +63,9 @@ def small_study(root: Path) -> Project:
 def results(project: Project) -> dict[str, bytes]:
     folders = [project.root / "figures" / "cluster"]
     folders += [project.root / "results" / name for name in ("datasets", "models", "covariances", "streams", "studies")]
-    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.name not in TIMED]
-    return {str(path.relative_to(project.root)): path.read_bytes() for path in files}
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    kept = [path for path in files if not str(path).endswith(TIMED)]
+    return {str(path.relative_to(project.root)): path.read_bytes() for path in kept}
 
 
 @dataclass(frozen=True)
