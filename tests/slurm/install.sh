@@ -18,8 +18,9 @@ command -v apt-get >/dev/null || refuse "this system has no apt-get"
 echo "Installing SLURM for the tests of the cluster profile ..."
 export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)
-apt-get update >"$log" 2>&1 &&
-    apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge >>"$log" 2>&1
+patience="-o DPkg::Lock::Timeout=120 -o Acquire::http::Timeout=20 -o Acquire::Retries=1"
+apt-get $patience update >"$log" 2>&1 &&
+    apt-get $patience install -y --no-install-recommends slurmctld slurmd slurm-client munge >>"$log" 2>&1
 status=$?
 reason=$(grep -m 1 '^E:' "$log")
 rm -f "$log"
