@@ -95,16 +95,18 @@ def jobs(environment: dict[str, str]) -> list[Job]:
     return [Job(*line.rstrip("|").split("|")) for line in lines]
 
 
-def processes(job: Job, script: str) -> list[int]:
-    """This job's processes that run the script."""
+def processes(project: Project, job: Job, script: str) -> list[int]:
+    """This job's processes that run the script, as Snakemake has put it into the project's own folder."""
+    start, end = f"{project.root}/.snakemake/scripts/".encode(), f".{script}".encode()
     found = []
     for folder in Path("/proc").iterdir():
         try:
             arguments = (folder / "cmdline").read_bytes().split(b"\0")
-            mine = f"SLURM_JOB_ID={job.number}".encode() in (folder / "environ").read_bytes().split(b"\0")
+            variables = (folder / "environ").read_bytes().split(b"\0")
         except OSError:  # not a process, or one that has ended, or not ours
             continue
-        if mine and any(argument.endswith(f".{script}".encode()) for argument in arguments):
+        ours = any(argument.startswith(start) and argument.endswith(end) for argument in arguments)
+        if ours and f"SLURM_JOB_ID={job.number}".encode() in variables:
             found.append(int(folder.name))
     return found
 
@@ -123,7 +125,7 @@ class Interruptions:
                 self.cancelled = job.number
         if self.killed is None and self._stored(KILLED):
             for job in self._running(KILLED):
-                for process in processes(job, "edit_stream.py"):
+                for process in processes(self.project, job, "edit_stream.py"):
                     os.kill(process, signal.SIGKILL)
                     self.killed = job.number
 
