@@ -12,9 +12,10 @@ HUB_STUDIES := paper long modern
 export HF_HUB_OFFLINE ?= $(if $(filter $(HUB_STUDIES),$(STUDY)),0,1)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help reproduce test lint docs track clean
+.PHONY: help install reproduce test lint docs track clean
 
 help:
+	@echo "make install     what the others do first by themselves: install into .venv"
 	@echo "make reproduce   run the $(STUDY) study and draw its figures (STUDY=smoke for two minutes' worth, CORES=n)"
 	@echo "make test        every test, lint and format check"
 	@echo "make docs        the documentation as a site, in $(SITE)/index.html"
@@ -28,12 +29,15 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+install: $(STAMP)
+
 reproduce: $(STAMP)
 	@$(BIN)/snakemake --cores $(CORES) --config study=$(STUDY)
 	@echo "Figures and tables: $(CURDIR)/$(FIGURES)"
 	@echo "Report:             $(CURDIR)/$(REPORT)"
 
 test: $(STAMP) lint
+	@sh tests/slurm/install.sh || true
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)

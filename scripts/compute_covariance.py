@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coachhook.gpus import take_gpus
 from coachhook.logs import log_to, logger
 
 if TYPE_CHECKING:
@@ -42,10 +43,9 @@ def through_dvc(stage: str) -> bool:
 
 model, link = snakemake.wildcards.model, Path(snakemake.output.link)
 log_to(snakemake.log[0], f"covariance {model}")
-environment = os.environ | {
-    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-    "OMP_NUM_THREADS": str(snakemake.threads),
-}
+take_gpus(snakemake.resources.get("gpu", 0))  # this process's own, and its children's, until it ends
+environment = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+environment |= {"OMP_NUM_THREADS": str(snakemake.threads), "COACHHOOK_DEVICE_MAP": snakemake.params.device_map}
 output = Path("data/covariances") / f"{model}.safetensors"
 output.parent.mkdir(parents=True, exist_ok=True)
 stage = snakemake.params.stage

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from coachhook.gpus import take_gpus
 from coachhook.logs import log_to
 from coachhook.preflight import Available, plan_stream, refuse_if_too_large
 from coachhook.requests import read_requests
@@ -18,6 +19,7 @@ wildcards, settings = snakemake.wildcards, dict(snakemake.params.stream)
 names = (wildcards.dataset, wildcards.method, wildcards.setting, f"seed {wildcards.seed}")
 log_to(snakemake.log[0], ", ".join(names))
 torch.set_num_threads(snakemake.threads)
+take_gpus(snakemake.resources.get("gpu", 0))  # this process's own until it ends
 loading = {name: settings.pop(name) for name in ("device_map", "architecture") if name in settings}
 config = StreamConfig(method=settings.pop("editor"), z_scores=True, **settings)
 model_dir, device = Path(snakemake.input[0]).parent, "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is import
 
 import torch
 
+from coachhook.gpus import take_gpus
 from coachhook.hyperparameters import configure, registered
 from coachhook.loading import load_base_model
 from coachhook.logs import log_to
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 settings, editor = snakemake.params.settings, snakemake.params.settings["editor"]
 log_to(snakemake.log[0], f"editor of {snakemake.wildcards.method} for {snakemake.wildcards.model}")
 torch.set_num_threads(snakemake.threads)
+take_gpus(snakemake.resources.get("gpu", 0))  # this process's own until it ends
 method, folder = registered(editor).load(), Path(snakemake.input[0]).parent
 checkpoint = Path(snakemake.params.checkpoint)
 checkpoint.parent.mkdir(parents=True, exist_ok=True)

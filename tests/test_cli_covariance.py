@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from coachhook.cli import app
 from coachhook.covariance import read_covariance, unfinished_path
+from coachhook.loading import load_base_model
 from coachhook.needs import Available
 from coachhook.preflight import plan_covariance
 
@@ -113,3 +114,21 @@ def test_a_model_is_spread_over_devices_where_that_is_asked(directory, corpus, t
     monkeypatch.undo()
     assert call(*chosen, "--out", whole).exit_code == 0
     assert spread.read_bytes() == whole.read_bytes()
+
+
+def test_a_model_is_spread_where_the_environment_says_so(directory, corpus, tmp_path, monkeypatch):
+    """As the study does for a model with a `device_map`, whose stage in dvc.yaml cannot name it."""
+    asked = []
+
+    def load(directory, device, device_map, *rest):
+        asked.append(device_map)
+        return load_base_model(directory, device, device_map, *rest)
+
+    monkeypatch.setattr("coachhook.loading.load_base_model", load)
+    texts = ("--texts", corpus / "a.txt", "--layers", "1,3")
+    for value, expected in (("auto", "auto"), ("", None)):
+        monkeypatch.setenv("COACHHOOK_DEVICE_MAP", value)
+        out = tmp_path / f"{value}.safetensors"
+        assert call("covariance", directory, *texts, "--out", out).exit_code == 0
+        assert asked.pop() == expected
+    assert (tmp_path / "auto.safetensors").read_bytes() == (tmp_path / ".safetensors").read_bytes()

@@ -1,5 +1,7 @@
 """Models spread over devices: every method edits them with the same bytes as the model in one piece."""
 
+import gc
+
 import pytest
 import torch
 from accelerate import dispatch_model
@@ -123,3 +125,35 @@ def test_the_pretended_devices_do_refuse_to_mix():
         model.model.layers[0]._hf_hook.execution_device = torch.device("cpu:2")
         with pytest.raises(RuntimeError, match="same device"):
             model(torch.tensor([[1, 2]]))
+
+
+def tensor_bytes():
+    """What all tensors of this process hold, which on a GPU is its memory."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if (
+            issubclass(type(thing), torch.Tensor) and thing.device.type != "meta"
+        ):  # isinstance asks odd things, which warn
+            storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("method", methods())
+def test_an_editor_that_is_gone_holds_no_memory(method, tokenizer, requests, covariances, trained_editor):  # noqa: F811
+    """Streams of a study are processes of their own; who runs one after the other in one gets all memory back too."""
+    trained, covariance = trained_editor(method, "gpt2"), covariances["gpt2"]
+
+    def stream():
+        chosen = covariance if METHODS[method].load().needs_covariance else None
+        editor = Editor(build_model("gpt2"), tokenizer, method, chosen, trained_editor=trained, **settings(method)[0])
+        editor.edit(requests[:3])
+        held = tensor_bytes()
+        editor.evaluate(requests[:3])
+        editor.close()
+        return held
+
+    stream()  # what is made once for all, such as what a library keeps
+    before = tensor_bytes()
+    assert stream() > before
+    assert tensor_bytes() == before

@@ -17,9 +17,9 @@ rule train_base_model:
     # The weights depend on the number of threads; with fewer cores than this, Snakemake lowers it.
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=growing(4000),
         disk_mb=2000,
-        runtime=240,
+        runtime=growing(240),
     params:
         training=get_training,
         seed=get_model_seed,
@@ -46,9 +46,9 @@ rule fetch_model:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards: get_resources("fetch", "memory_mb", wildcards),
-        disk_mb=lambda wildcards: get_resources("fetch", "disk_mb", wildcards),
-        runtime=lambda wildcards: get_resources("fetch", "minutes", wildcards),
+        mem_mb=growing(needed("fetch", "memory_mb")),
+        disk_mb=needed("fetch", "disk_mb"),
+        runtime=growing(needed("fetch", "minutes")),
     params:
         source=get_model_source,
     message:

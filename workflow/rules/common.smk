@@ -199,6 +199,11 @@ def get_loading(wildcards):
     return {name: entry[name] for name in ("device_map", "architecture") if name in entry}
 
 
+def get_device_map(wildcards):
+    """How the model is spread. DVC's stage does not name it: where a covariance is computed changes nothing of it."""
+    return study.models[wildcards.model].get("device_map", "")
+
+
 def get_requests(wildcards):
     return f"results/datasets/{wildcards.dataset}/requests.json"
 
@@ -260,6 +265,24 @@ def get_resources(job, name, wildcards):
         stream = get_stream(wildcards)
         sizes = (len(stream.hyperparameters["layers"]), stream.edits)
     return getattr(getattr(resources, f"{job}_resources")(entry, *sizes), name)
+
+
+def needed(job, name):
+    """`get_resources` of this job as a function of wildcards, which is what rules take."""
+
+    def get_needed(wildcards):
+        return get_resources(job, name, wildcards)
+
+    return get_needed
+
+
+def growing(amount):
+    """Memory or minutes, twice the amount in the second attempt, thrice in the third; profiles/slurm has `retries`."""
+
+    def get_grown(wildcards, attempt):
+        return attempt * (amount(wildcards) if callable(amount) else amount)
+
+    return get_grown
 
 
 def get_trials():

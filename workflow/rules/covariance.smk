@@ -12,13 +12,14 @@ rule compute_covariance:
         "../../environment.yml"
     threads: 2
     resources:
-        mem_mb=lambda wildcards: get_resources("covariance", "memory_mb", wildcards),
-        disk_mb=lambda wildcards: get_resources("covariance", "disk_mb", wildcards),
-        runtime=lambda wildcards: get_resources("covariance", "minutes", wildcards),
-        gpu=lambda wildcards: get_resources("covariance", "gpus", wildcards),
+        mem_mb=growing(needed("covariance", "memory_mb")),
+        disk_mb=needed("covariance", "disk_mb"),
+        runtime=growing(needed("covariance", "minutes")),
+        gpu=needed("covariance", "gpus"),
     params:
         stage=get_covariance_stage,
         command=get_covariance_command,
+        device_map=get_device_map,
         code=code_digest("covariance", "texts"),
     message:
         "Covariance of {wildcards.model}: restored by DVC, or computed"

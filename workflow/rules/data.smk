@@ -12,9 +12,9 @@ rule make_dataset:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=4000,
+        mem_mb=growing(4000),
         disk_mb=2000,
-        runtime=60,
+        runtime=growing(60),
     params:
         source=get_source,
         records=str(RECORDS),

@@ -16,9 +16,9 @@ rule draw_figure:
         "../../environment.yml"
     # The records of long streams: some hundred bytes for each request, question and evaluation.
     resources:
-        mem_mb=8000,
+        mem_mb=growing(8000),
         disk_mb=1000,
-        runtime=60,
+        runtime=growing(60),
     params:
         parts=get_figure_parts,
         code=code_digest("figures"),

@@ -14,12 +14,13 @@ rule aggregate:
         text=f"results/studies/{study.name}/report.rst",
     log:
         f"logs/aggregate/{study.name}.log",
+    localrule: True
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=8000,
+        mem_mb=growing(8000),
         disk_mb=1000,
-        runtime=60,
+        runtime=growing(60),
     params:
         study=study.name,
         description=study.description,
@@ -62,12 +63,13 @@ rule make_report:
         html=REPORT,
     log:
         f"logs/make_report/{study.name}.log",
+    localrule: True
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=4000,
+        mem_mb=growing(4000),
         disk_mb=1000,
-        runtime=60,
+        runtime=growing(60),
     params:
         study=study.name,
         config=CONFIG,

@@ -17,10 +17,10 @@ rule edit_stream:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards: get_resources("stream", "memory_mb", wildcards),
-        disk_mb=lambda wildcards: get_resources("stream", "disk_mb", wildcards),
-        runtime=lambda wildcards: get_resources("stream", "minutes", wildcards),
-        gpu=lambda wildcards: get_resources("stream", "gpus", wildcards),
+        mem_mb=growing(needed("stream", "memory_mb")),
+        disk_mb=needed("stream", "disk_mb"),
+        runtime=growing(needed("stream", "minutes")),
+        gpu=needed("stream", "gpus"),
     params:
         stream=get_stream_settings,
         code=get_method_code,

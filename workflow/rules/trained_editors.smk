@@ -13,10 +13,10 @@ rule train_editor:
     # Batches are too small for a second thread to be of use; other jobs run beside it.
     threads: 1
     resources:
-        mem_mb=lambda wildcards: get_resources("training", "memory_mb", wildcards),
-        disk_mb=lambda wildcards: get_resources("training", "disk_mb", wildcards),
-        runtime=lambda wildcards: get_resources("training", "minutes", wildcards),
-        gpu=lambda wildcards: get_resources("training", "gpus", wildcards),
+        mem_mb=growing(needed("training", "memory_mb")),
+        disk_mb=needed("training", "disk_mb"),
+        runtime=growing(needed("training", "minutes")),
+        gpu=needed("training", "gpus"),
     params:
         settings=get_editor_training,
         loading=get_loading,

@@ -6,12 +6,13 @@ rule choose:
         search=f"{FIGURES}/search.csv",
     log:
         f"logs/choose/{study.name}.log",
+    localrule: True
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=4000,
+        mem_mb=growing(4000),
         disk_mb=1000,
-        runtime=60,
+        runtime=growing(60),
     params:
         trials=get_trials(),
         protocol=PROTOCOLS[0],

@@ -57,7 +57,10 @@ def covariance(
     device: DeviceOption = "auto",
     device_map: Annotated[
         str | None,
-        typer.Option(help="spread the model over several devices by accelerate, such as auto; instead of --device"),
+        typer.Option(
+            help="spread the model over several devices by accelerate, such as auto; instead of --device",
+            envvar="COACHHOOK_DEVICE_MAP",
+        ),
     ] = None,
     architecture: ArchitectureOption = None,
 ) -> None:
