@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coachhook.errors import CoachHookError
+from coachhook.errors import CoachHookError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -164,12 +164,10 @@ def one_line_errors() -> Iterator[None]:
     """End the program with one line and status 1 where the user can mend the cause."""
     try:
         yield
-    except CoachHookError as error:
-        problem = str(error)
     except BrokenPipeError:
         raise
-    except OSError as error:  # a full disk, a folder that may not be written
-        problem = f"{error.filename}: {error.strerror}" if error.filename else str(error).splitlines()[0]
+    except (CoachHookError, OSError) as error:
+        problem = one_line(error) or str(error).splitlines()[0]
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
             raise
