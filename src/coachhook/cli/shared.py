@@ -86,16 +86,15 @@ def load(
     Raises:
         CoachHookError: they cannot be loaded.
     """
-    from coachhook.loading import load_base_model
+    from coachhook.loading import ModelLoadError, load_base_model
 
     _be_quiet()
     try:
         return load_base_model(model, device, device_map, architecture, dtype)
-    except CoachHookError:
-        raise
-    except (OSError, ValueError) as error:  # transformers' errors for a missing, unreachable or foreign model
-        reason = str(error).splitlines()[0]
-        raise CoachHookError(f"MODEL: {model} cannot be loaded ({reason}); give a directory or a hub id") from None
+    except ModelLoadError as error:
+        raise CoachHookError(
+            f"MODEL: {model} cannot be loaded ({error.reason}); give a directory or a hub id"
+        ) from None
 
 
 def open_edits(
