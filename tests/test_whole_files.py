@@ -14,6 +14,7 @@ from coachhook.errors import CoachHookError, one_line
 from coachhook.tensor_files import DamagedFileError, read_tensors, write_tensors
 from coachhook.whole_files import (
     alone,
+    check_writable,
     digest_path,
     read_checked,
     temporary_path,
@@ -178,3 +179,12 @@ def test_one_process_at_a_time_and_a_kill_leaves_nothing_to_remove_by_hand(tmp_p
     with alone(lock):
         pass
     assert not lock.exists()
+
+
+def test_a_folder_that_takes_no_files_is_refused_before_any_work(tmp_path):
+    check_writable(tmp_path / "still" / "to" / "be" / "made")
+    with pytest.raises(OSError, match="No space left on device") as full:
+        check_writable(tmp_path / "made", least_bytes=2**60)
+    assert one_line(full.value).startswith(f"{tmp_path / 'made'}: No space left on device; make room")
+    with pytest.raises(OSError, match=r"Read-only file system|Permission denied"):
+        check_writable("/proc/self")

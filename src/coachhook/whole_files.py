@@ -126,6 +126,23 @@ def sync(path: str | os.PathLike) -> None:
         os.close(opened)
 
 
+def check_writable(folder: str | os.PathLike, least_bytes: int = 10**7) -> None:
+    """Refuse a folder, or where it has still to be made the one above it, that takes no files.
+
+    Raises:
+        OSError: of a read-only file system, of missing rights, or of a disk with less room than `least_bytes`.
+    """
+    folder = Path(folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    disk, number = os.statvfs(there), None
+    if not os.access(there, os.W_OK | os.X_OK):
+        number = errno.EROFS if disk.f_flag & os.ST_RDONLY else errno.EACCES
+    elif disk.f_bavail * disk.f_frsize < least_bytes:
+        number = errno.ENOSPC
+    if number is not None:
+        raise OSError(number, os.strerror(number), str(folder))
+
+
 @contextmanager
 def alone(lock: str | os.PathLike) -> Iterator[None]:
     """Wait until no other process is inside with the same `lock`, a file made for it.

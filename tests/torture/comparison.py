@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 # No results: what a killed run goes on from, and how long jobs took.
 _NO_RESULTS = ("results/checkpoints/", "results/benchmarks/")
 # They hold times, or are drawn from times: their form is compared.
-_TIMED = ("cost.jsonl", "cost.csv", "cost.pdf", "cost.png", "provenance.json")
+_TIMED = re.compile(r"(.*/)?(cost\.\w+|provenance\.json)|results/models/[^/]+/training\.json|report[^/]*\.html")
 
 
 @dataclass
@@ -56,7 +57,7 @@ def compare(unbroken: Path, broken: Path) -> Comparison:
     for name, path in sorted(expected.items()):
         if name not in found:
             comparison.lost.append(name)
-        elif path.name in _TIMED or path.suffix == ".html":
+        elif _TIMED.fullmatch(name):
             if _form(path) == _form(found[name]):
                 comparison.timed += 1
             else:

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,32 +50,54 @@ def impossible() -> str | None:
     return None if failed is None else f"{failed[0]} is not permitted here"
 
 
-def _disks_and_rights(finished: Project) -> None:
-    """One stream on a full disk, one that must write on a read-only one, one without the right, and one unharmed."""
-    full, locked, unharmed = "memit", "rect", "ultraedit"
+def _while_jobs_run(finished: Project) -> None:
+    """One stream's disk fills up, one's becomes read-only, one loses the right to its folder, and one is unharmed."""
+    full, fixed, locked, unharmed = METHODS
     with without_streams(finished) as project:
         checkpoints, results = project.root / "results" / "checkpoints", project.root / "results" / "streams"
-        for method in METHODS:
-            (checkpoints / stream(method)).mkdir(parents=True)
-            (results / stream(method)).mkdir(parents=True)
-        with _tmpfs(checkpoints / stream(full), "size=16k") as small, _tmpfs(results / stream("ft-m"), "ro") as fixed:
-            (checkpoints / stream(locked)).chmod(0o500)
-            shown = _run(project, fails=True)
+        folders = {method: checkpoints / stream(method) for method in METHODS}
+        for folder in folders.values():
+            folder.mkdir(parents=True)
+        with _tmpfs(folders[full]) as remount_full, _tmpfs(folders[fixed]) as remount_fixed:
+
+            def harm() -> None:
+                _fill(folders[full])
+                remount_fixed("ro")
+                folders[locked].chmod(0o500)
+
+            shown = _run(project, fails=True, when=VICTIMS["stream"].matches, then=harm)
             for method, words in (
-                (full, f"results/checkpoints/{stream(full)}/[^:]*: No space left on device; make room on its disk"),
-                ("ft-m", f"results/streams/{stream('ft-m')}/[^:]*: Read-only file system; make it writable"),
-                (locked, f"results/checkpoints/{stream(locked)}/[^:]*: Permission denied; give this user the right"),
+                (full, "No space left on device; make room on its disk"),
+                (fixed, "Read-only file system; make it writable"),
+                (locked, "Permission denied; give this user the right to it"),
             ):
+                words = f"results/checkpoints/{stream(method)}/[^:]*: {words}"
                 _expect_line(shown, words)
                 _expect_line((project.root / f"logs/edit_stream/{stream(method)}.log").read_text(), words)
             _expect_same(finished, project, results / stream(unharmed), shown)
-            small("size=64m")
-            fixed("rw")
-            (checkpoints / stream(locked)).chmod(0o700)
-            shown = _run(project)
-            found = compare(finished.root, project.root)
-            if not found.perfect:
-                raise ConditionError(f"after mending: {found}\n{shown}")
+            remount_full("size=64m")
+            remount_fixed("rw")
+            folders[locked].chmod(0o700)
+            _expect_perfect(finished, project, _run(project))
+
+
+def _before_jobs_start(finished: Project) -> None:
+    """A folder of results that is read-only, full or locked: no job starts, and what there is stays."""
+    with without_streams(finished) as project:
+        folder = project.root / "results" / "streams" / stream("rect")
+        folder.mkdir(parents=True)
+        with _tmpfs(folder) as remount:
+            remount("ro")
+            _expect_line(_run(project, fails=True), f"results/streams/{stream('rect')}: Read-only file system; make it")
+            remount("rw")
+            _fill(folder)
+            _expect_line(_run(project, fails=True), f"results/streams/{stream('rect')}: No space left on device; make")
+        folder.chmod(0o500)
+        _expect_line(_run(project, fails=True), f"results/streams/{stream('rect')}: Permission denied; give this user")
+        if list((project.root / "results" / "streams").rglob("metrics.jsonl")):
+            raise ConditionError("a job was started nevertheless")
+        folder.chmod(0o700)
+        _expect_perfect(finished, project, _run(project))
 
 
 def _vanished(finished: Project) -> None:
@@ -87,14 +109,14 @@ def _vanished(finished: Project) -> None:
         for text in (shown, *(log.read_text() for log in project.root.glob("logs/edit_stream/**/*.log"))):
             if not re.search(words, text) or "Traceback" in text:
                 raise ConditionError(f"no clear line on the vanished file:\n{text}")
-        shown = _run(project)
-        found = compare(finished.root, project.root)
-        if not found.perfect:
-            raise ConditionError(f"after mending: {found}\n{shown}")
+        _expect_perfect(finished, project, _run(project))
 
 
 CONDITIONS = {
-    "disks": Condition("a full disk, a read-only folder, a folder without the right to it", _disks_and_rights),
+    "running": Condition(
+        "while jobs run: a disk fills up, one becomes read-only, the right to a folder is lost", _while_jobs_run
+    ),
+    "starting": Condition("before jobs start: a full disk, a read-only one, no right to a folder", _before_jobs_start),
     "vanished": Condition("an input that vanishes while jobs start", _vanished),
 }
 
@@ -122,6 +144,12 @@ def _expect_line(text: str, words: str) -> None:
         raise ConditionError(f"{len(lines)} lines say {words!r}:\n{text}")
 
 
+def _expect_perfect(finished: Project, project: Project, shown: str) -> None:
+    found = compare(finished.root, project.root)
+    if not found.perfect:
+        raise ConditionError(f"after mending: {found}\n{shown}")
+
+
 def _expect_same(finished: Project, project: Project, folder: Path, shown: str) -> None:
     """What others have done in the same run is there."""
     for path in folder.iterdir():
@@ -134,10 +162,16 @@ def _expect_same(finished: Project, project: Project, folder: Path, shown: str) 
 
 
 @contextmanager
-def _tmpfs(folder: Path, options: str) -> Iterator[Callable[[str], None]]:
-    """Another file system in a folder; what is given back mounts it anew with other options."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+def _tmpfs(folder: Path) -> Iterator[Callable[[str], None]]:
+    """Another file system in a folder, of 16 MB; what is given back mounts it anew with other options."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], check=True)
     try:
         yield lambda others: subprocess.run(["mount", "-o", f"remount,{others}", folder], check=True)
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def _fill(folder: Path) -> None:
+    with suppress(OSError), open(folder / "filled-up", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))

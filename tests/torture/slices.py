@@ -27,7 +27,7 @@ def make_slice(root: Path) -> Project:
     project = copy_project(root)
     models = project.root / "config" / "models.yaml"
     settings = yaml.safe_load(models.read_text(encoding="utf-8"))
-    settings["models"]["smoke"]["training"]["steps"] = 60
+    settings["models"]["smoke"]["training"] |= {"steps": 40, "minimum_recall": 0.0}
     models.write_text(yaml.safe_dump(settings), encoding="utf-8")
     (project.root / "config" / "studies" / "slice.yaml").write_text(yaml.safe_dump(_STUDY), encoding="utf-8")
     project.commit()

@@ -25,9 +25,9 @@ def test_killed_anywhere_the_same_command_ends_with_the_same_bytes(unbroken, tmp
     assert found.redone == ()
 
 
-@pytest.mark.parametrize("name", CONDITIONS)
-def test_what_the_user_can_mend_is_one_line_and_the_same_command_goes_on(unbroken, name):
+def test_what_the_user_can_mend_is_one_line_and_the_same_command_goes_on(unbroken):
+    """The other conditions are part of `make torture` alone: each starts the study a few times."""
     reason = impossible()
     if reason:
         pytest.skip(reason)
-    CONDITIONS[name].check(unbroken[0])
+    CONDITIONS["running"].check(unbroken[0])
