@@ -3,6 +3,7 @@ STUDY ?= $(shell sed -n 's/^study: *//p' config/config.yaml)
 CORES ?= all
 FIGURES := $(if $(filter mini full,$(STUDY)),figures,figures/$(STUDY))
 REPORT := $(if $(filter mini full,$(STUDY)),report.html,report-$(STUDY).html)
+KILLS ?= 30
 BIN := .venv/bin
 STAMP := .venv/.installed
 SITE := site
@@ -12,12 +13,13 @@ HUB_STUDIES := paper long modern
 export HF_HUB_OFFLINE ?= $(if $(filter $(HUB_STUDIES),$(STUDY)),0,1)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install reproduce test lint docs track clean
+.PHONY: help install reproduce test torture lint docs track clean
 
 help:
 	@echo "make install     what the others do first by themselves: install into .venv"
 	@echo "make reproduce   run the $(STUDY) study and draw its figures (STUDY=smoke for two minutes' worth, CORES=n)"
 	@echo "make test        every test, lint and format check"
+	@echo "make torture     kill the smoke study again and again, compare, and write docs/reliability.md (KILLS=30, SEED=n)"
 	@echo "make docs        the documentation as a site, in $(SITE)/index.html"
 	@echo "make track       put the finished study's stream results under DVC (STUDY=..., pushed where there is a remote)"
 	@echo "make clean       remove results, logs, the report and the site; .venv, figures and DVC's cache stay"
@@ -39,6 +41,9 @@ reproduce: $(STAMP)
 test: $(STAMP) lint
 	@sh tests/slurm/install.sh || true
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+torture: $(STAMP)
+	@cd tests && PYTHONPATH=../src ../$(BIN)/python -m torture --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 lint: $(STAMP)
 	@$(BIN)/ruff check

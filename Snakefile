@@ -37,6 +37,7 @@ rule all:
 
 onstart:
     keep_out_of_running_study()
+    check_folders()
     check_records()
     check_values()
     check_room()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from coachhook import figure_data, figures, report, table_formats, tables
 from coachhook.logs import log_to
+from coachhook.whole_files import write_text
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -24,5 +25,5 @@ for name, (kind, protocol, paths) in snakemake.params.tables.items():
     table_formats.write_latex(means, folder / f"table_{name}.tex", kind)
     numbers[name] = report.summary(means)
     texts.append(report.summary_text(means, study, kind))
-Path(snakemake.output.main).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-Path(snakemake.output.text).write_text("\n\n".join(text.strip() for text in texts) + "\n", encoding="utf-8")
+write_text(snakemake.output.main, json.dumps(numbers, indent=2) + "\n")
+write_text(snakemake.output.text, "\n\n".join(text.strip() for text in texts) + "\n")

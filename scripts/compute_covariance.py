@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from coachhook.gpus import take_gpus
 from coachhook.logs import log_to, logger
+from coachhook.whole_files import whole_file
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -46,14 +47,14 @@ log_to(snakemake.log[0], f"covariance {model}")
 take_gpus(snakemake.resources.get("gpu", 0))  # this process's own, and its children's, until it ends
 environment = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
 environment |= {"OMP_NUM_THREADS": str(snakemake.threads), "COACHHOOK_DEVICE_MAP": snakemake.params.device_map}
-output = Path("data/covariances") / f"{model}.safetensors"
+output, stage = Path("data/covariances", f"{model}.safetensors"), snakemake.params.stage
 output.parent.mkdir(parents=True, exist_ok=True)
-stage = snakemake.params.stage
 if not (stage and through_dvc(stage)) and not run(*shlex.split(snakemake.params.command)):
-    sys.exit(f"the covariance of {model} could not be computed; see {snakemake.log[0]}")
+    sys.exit(1)
 link.unlink(missing_ok=True)
 try:
     os.link(output, link)  # not a symbolic link: it must keep these bytes when DVC writes others under the same name
 except OSError:
-    shutil.copyfile(output, link)
+    with whole_file(link) as temporary:
+        shutil.copyfile(output, temporary)
 os.utime(link)  # restored files may be older than the model; Snakemake compares times

@@ -1,6 +1,5 @@
 """Run one stream of edits, evaluated on the way; started again after a kill, it goes on where it was."""
 
-import fcntl
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,20 +29,15 @@ if (model_dir / "source.json").exists() and "device_map" not in loading:
     place = {"device": device, "architecture": loading.get("architecture"), "hyperparameters": values}
     needs = plan_stream(model_dir, config.method, values.pop("layers"), **sizes, **place)
     refuse_if_too_large(needs, Available.measure(device, snakemake.params.checkpoint))
-checkpoint = Path(snakemake.params.checkpoint)
-checkpoint.parent.mkdir(parents=True, exist_ok=True)
-# A stream outlives a killed Snakemake; the next one waits here for it and then finds its work done.
-with open(checkpoint.with_suffix(".lock"), "w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    run_stream(
-        config,
-        read_requests(snakemake.input.requests),
-        model_dir,
-        snakemake.input.covariance or None,
-        out_dir=Path(snakemake.output.metrics).parent,
-        checkpoint_dir=checkpoint,
-        code=snakemake.params.code,
-        trained_editor=snakemake.input.trained_editor or None,
-        base_answers_dir=snakemake.params.base_answers,
-        **loading,
-    )
+run_stream(
+    config,
+    read_requests(snakemake.input.requests),
+    model_dir,
+    snakemake.input.covariance or None,
+    out_dir=Path(snakemake.output.metrics).parent,
+    checkpoint_dir=snakemake.params.checkpoint,
+    code=snakemake.params.code,
+    trained_editor=snakemake.input.trained_editor or None,
+    base_answers_dir=snakemake.params.base_answers,
+    **loading,
+)

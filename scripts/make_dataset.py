@@ -1,5 +1,4 @@
-"""Make one data set: the edit requests, the facts and further lines that a base model learns for them, and the
-requests that editors are trained on."""
+"""Make one data set: edit requests, the facts and lines a base model learns for them, requests to train editors on."""
 
 import itertools
 from pathlib import Path
@@ -11,6 +10,7 @@ from coachhook.hub_files import fetch_requests
 from coachhook.logs import log_to, logger
 from coachhook.requests import read_requests, write_refused, write_requests
 from coachhook.splits import requests_apart, training_requests, training_requests_from_facts, tuning_requests
+from coachhook.whole_files import write_text
 from coachhook.world import WorldConfig, make_world, world_requests, write_facts
 
 if TYPE_CHECKING:
@@ -55,6 +55,6 @@ write_requests(requests, snakemake.output.requests)
 write_refused(refused, snakemake.output.refused)
 write_requests(training, snakemake.output.training)
 write_facts(facts, snakemake.output.facts)
-Path(snakemake.output.lines).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+write_text(snakemake.output.lines, "".join(f"{line}\n" for line in lines))
 counts = (len(requests), len(training), len(facts), len(lines), len(refused))
 logger.info("%d requests, %d more for training editors, %d facts, %d further lines; %d records refused", *counts)

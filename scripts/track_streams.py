@@ -8,6 +8,7 @@ import yaml
 
 from coachhook.errors import CoachHookError
 from coachhook.study import load_study
+from coachhook.whole_files import write_text
 
 
 def dvc(*command: str) -> str:
@@ -30,7 +31,7 @@ for model in sorted({stream.model for stream in study.streams.values()}):
     pointer = Path("data/streams", f"{model}.dvc")
     pointer.parent.mkdir(parents=True, exist_ok=True)
     if not pointer.exists():
-        pointer.write_text(yaml.safe_dump({"wdir": "../..", "outs": [{"path": f"results/streams/model~{model}"}]}))
+        write_text(pointer, yaml.safe_dump({"wdir": "../..", "outs": [{"path": f"results/streams/model~{model}"}]}))
     dvc("commit", "--force", str(pointer))
     pointers.append(str(pointer))
 print(f"tracked: {', '.join(pointers)}; to share them: git add {' '.join(pointers)}, and commit")

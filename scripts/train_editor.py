@@ -1,6 +1,5 @@
 """Train an editor before any stream uses it; started again after a kill, it goes on where it was."""
 
-import fcntl
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,17 +23,12 @@ log_to(snakemake.log[0], f"editor of {snakemake.wildcards.method} for {snakemake
 torch.set_num_threads(snakemake.threads)
 take_gpus(snakemake.resources.get("gpu", 0))  # this process's own until it ends
 method, folder = registered(editor).load(), Path(snakemake.input[0]).parent
-checkpoint = Path(snakemake.params.checkpoint)
-checkpoint.parent.mkdir(parents=True, exist_ok=True)
-# A training outlives a killed Snakemake; the next one waits here for it.
-with open(checkpoint.with_suffix(".lock"), "w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    method.train(
-        *load_base_model(folder, **snakemake.params.loading),
-        configure(editor, method.config_class, {**registered(editor).preset, **settings["hyperparameters"]}),
-        configure(editor, method.training_class, settings["training"]),
-        read_requests(snakemake.input.requests),
-        out=snakemake.output.editor,
-        checkpoint=checkpoint,
-        seed=snakemake.params.seed,
-    )
+method.train(
+    *load_base_model(folder, **snakemake.params.loading),
+    configure(editor, method.config_class, {**registered(editor).preset, **settings["hyperparameters"]}),
+    configure(editor, method.training_class, settings["training"]),
+    read_requests(snakemake.input.requests),
+    out=snakemake.output.editor,
+    checkpoint=snakemake.params.checkpoint,
+    seed=snakemake.params.seed,
+)

@@ -15,6 +15,7 @@ from coachhook.covariance import compute_covariance, unfinished_path
 from coachhook.covariance_file import CovarianceError
 from coachhook.reading import Reader
 from coachhook.second_moment import SecondMoments
+from coachhook.whole_files import temporary_path
 
 TEXTS = [f"{line} {number}" for number in range(12) for line in TEXT]
 SETTINGS = {"max_tokens": 900, "batch_tokens": 40, "background": 6, "checkpoint_seconds": 0.0}
@@ -66,7 +67,9 @@ def counted(monkeypatch):
 def test_killed_in_any_batch_it_ends_with_the_same_bytes(tokenizer, tmp_path, unbroken, counted, batches, share):
     moment = 1 + round(share * (batches - 1))
     out = tmp_path / "c.safetensors"
-    (tmp_path / "..c.safetensors.unfinished.99.tmp").write_bytes(b"killed while it was stored")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    temporary_path(unfinished_path(out), gone.pid).write_bytes(b"killed while it was stored")
     counted.kill_at = moment
     with pytest.raises(Killed):
         compute(tokenizer, out)
@@ -165,7 +168,15 @@ def test_what_another_job_left_is_not_used(tokenizer, tmp_path, counted, caplog,
     assert any("starting afresh" in line and name in line for line in caplog.messages)
 
 
-@pytest.mark.parametrize("damage", [b"", b"nonsense", None])
+def _flip(content):
+    """One bit in the middle of the sums: no header tells it."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"", lambda _: b"nonsense", lambda content: content[: len(content) // 2], _flip]
+)
 def test_a_damaged_file_is_not_used(tokenizer, tmp_path, unbroken, counted, caplog, damage):
     caplog.set_level(logging.INFO)
     out = tmp_path / "c.safetensors"
@@ -173,11 +184,10 @@ def test_a_damaged_file_is_not_used(tokenizer, tmp_path, unbroken, counted, capl
     with pytest.raises(Killed):
         compute(tokenizer, out)
     counted.kill_at = None
-    content = unfinished_path(out).read_bytes()
-    unfinished_path(out).write_bytes(content[: len(content) // 2] if damage is None else damage)
+    unfinished_path(out).write_bytes(damage(unfinished_path(out).read_bytes()))
     compute(tokenizer, out)
     assert out.read_bytes() == unbroken
-    assert any("cannot be read" in line and "starting afresh" in line for line in caplog.messages)
+    assert any("damaged" in line and "starting afresh" in line for line in caplog.messages)
 
 
 def test_texts_that_cannot_be_read_twice_and_are_others_are_refused(tokenizer, tmp_path, counted):

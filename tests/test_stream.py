@@ -24,6 +24,7 @@ from coachhook.metrics import PROTOCOLS
 from coachhook.metrics.questions import KINDS
 from coachhook.stream import StreamConfig, draw_requests, run_stream
 from coachhook.tables import over_seeds, per_seed
+from coachhook.whole_files import read_checked
 
 # The server imports everything once; each stream is then a process of its own that can be killed.
 processes = multiprocessing.get_context("forkserver")
@@ -257,6 +258,24 @@ def test_what_a_kill_left_half_written_is_removed(inputs, unbroken, tmp_path):
         (tmp_path / "steps" / name).write_text("half")
     assert finish(inputs, tmp_path) == unbroken[1]
     assert [path.name for path in (tmp_path / "steps").glob(".*")] == [".thesis.tmp"]
+
+
+def _flip(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [_flip, lambda content: content[: len(content) // 2], lambda _: b""])
+def test_what_is_damaged_in_a_checkpoint_is_made_again(inputs, unbroken, tmp_path, caplog, damage):
+    shutil.copytree(unbroken[0] / "steps", tmp_path / "steps")
+    names = ["000001.safetensors", "000002.cost.json", "000002.metrics.jsonl", "000003.records.parquet"]
+    for name in names:
+        path = tmp_path / "steps" / name
+        path.write_bytes(damage(path.read_bytes()))
+    assert finish(inputs, tmp_path) == unbroken[1]
+    for name in names:
+        assert f"{name}: damaged" in caplog.text
+        assert read_checked(tmp_path / "steps" / name) is not None
 
 
 def test_a_finished_stream_neither_edits_nor_evaluates_again(inputs, tmp_path, monkeypatch):
@@ -509,7 +528,7 @@ def test_the_base_models_answers_are_computed_once_for_streams_of_the_same_reque
     options = {name: CONFIG["hyperparameters"][name] for name in ("target_steps", "context_templates")}
     other = StreamConfig(**{**whole, "method": "memit", "hyperparameters": options, "round": "single"})
     run_stream(other, *inputs, **folders(tmp_path / "memit") | kept)
-    assert len(list((tmp_path / "base").iterdir())) == len(CONFIG["protocols"])
+    assert len(list((tmp_path / "base").glob("*.json"))) == len(CONFIG["protocols"])
 
     def again(*args):
         raise AssertionError("computed again")

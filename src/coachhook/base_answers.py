@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from coachhook.editor import Editor
-from coachhook.journal import write_text
 from coachhook.metrics import Answers, Question, predict_base
 from coachhook.provenance import code_digest
+from coachhook.whole_files import read_checked, write_checked
 
 
 def base_answers(
@@ -35,11 +35,12 @@ def of_base(editor: Editor, content: list, directory: str | os.PathLike | None, 
     """What `compute` finds with the editor disabled, as JSON has it; kept in `directory` for the same `content`."""
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
     path = None if directory is None else Path(directory) / f"{digest}.json"
-    if path is not None and path.exists():
-        return json.loads(path.read_text())
+    kept = None if path is None else read_checked(path)
+    if kept is not None:
+        return json.loads(kept)
     with editor.disabled():
         found = compute()
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(found) + "\n")
+        write_checked(path, json.dumps(found).encode() + b"\n")
     return found

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from coachhook.errors import CoachHookError
 from coachhook.interchange import BatchSampler, TokenizedFacts, interchange_loss
 from coachhook.recall import RecallReport, measure_recall
+from coachhook.whole_files import whole_folder
 from coachhook.world import Fact
 
 logger = logging.getLogger(__name__)
@@ -269,17 +269,8 @@ def _write(
     out_dir: Path,
 ) -> None:
     """Write everything beside `out_dir`, then move it there file by file, training.json last."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    temporary = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        (temporary / "text.txt").write_text("\n".join(documents) + "\n", encoding="utf-8")
-        (temporary / "training.json").write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
-        # safetensors writes for the owner alone; a study's files are read by whoever may read its other files
-        (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)
-        for path in sorted(temporary.iterdir(), key=lambda path: (path.name == "training.json", path.name)):
-            os.replace(path, out_dir / path.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(out_dir, last="training.json") as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "text.txt").write_text("\n".join(documents) + "\n", encoding="utf-8")
+        (folder / "training.json").write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")

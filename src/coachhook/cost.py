@@ -16,8 +16,8 @@ import torch
 
 from coachhook.devices import execution_device
 from coachhook.editor import Editor
-from coachhook.journal import write_text
 from coachhook.tokens import pad, pad_id
+from coachhook.whole_files import write_checked, write_text
 
 _REPEATS = 20
 
@@ -65,7 +65,7 @@ def cost_path(checkpoint: Path, step: int) -> Path:
 
 def write_step_cost(checkpoint: Path, cost: StepCost) -> None:
     """Keep a step's cost in the checkpoint: a step is measured once, before any kill."""
-    write_text(cost_path(checkpoint, cost.step), json.dumps(asdict(cost)) + "\n")
+    write_checked(cost_path(checkpoint, cost.step), json.dumps(asdict(cost)).encode() + b"\n")
 
 
 def write_costs(checkpoint: Path, steps: int, forward: ForwardCost, path: Path) -> None:

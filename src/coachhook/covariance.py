@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coachhook.architectures import ModelParts
@@ -22,15 +21,16 @@ from coachhook.covariance_file import (
     model_digest,
     read_covariance,
     write_covariance,
-    write_tensors,
 )
 from coachhook.covariance_memory import covariance_memory
 from coachhook.needs import size
 from coachhook.reading import Reader
 from coachhook.second_moment import SecondMoments
 from coachhook.solver import CovarianceError
+from coachhook.tensor_files import DamagedFileError, read_tensors, write_tensors
 from coachhook.tokens import pad, pad_id
 from coachhook.tracing import rewrite_inputs
+from coachhook.whole_files import alone
 
 __all__ = [
     "Covariance",
@@ -93,21 +93,22 @@ def compute_covariance(
     identity |= {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "document_tokens": longest}
     identity["background"] = background
     unfinished = _Unfinished(out and unfinished_path(out), identity, moments, reader, checkpoint_seconds)
-    unfinished.restore()
     was_training = model.training
     model.eval()
-    try:
-        for _ in _count(parts, layers, reader, moments, pad_id(tokenizer)):
-            unfinished.store_when_due()
-    finally:
-        model.train(was_training)
-    if not moments.tokens:
-        raise CovarianceError("texts: there is no text to compute a covariance from")
-    logger.info("covariance: %d tokens of at most %d, %d documents", moments.tokens, max_tokens, reader.documents)
-    covariance = _result(moments, digest)
-    if out is not None:
-        write_covariance(covariance, out)
-    unfinished.remove()
+    with unfinished.alone():
+        unfinished.restore()
+        try:
+            for _ in _count(parts, layers, reader, moments, pad_id(tokenizer)):
+                unfinished.store_when_due()
+        finally:
+            model.train(was_training)
+        if not moments.tokens:
+            raise CovarianceError("texts: there is no text to compute a covariance from")
+        logger.info("covariance: %d tokens of at most %d, %d documents", moments.tokens, max_tokens, reader.documents)
+        covariance = _result(moments, digest)
+        if out is not None:
+            write_covariance(covariance, out)
+        unfinished.remove()
     return covariance
 
 
@@ -159,6 +160,10 @@ class _Unfinished:
         self._path, self._identity, self._moments, self._reader = path, identity, moments, reader
         self._seconds, self._stored = seconds, time.monotonic()
 
+    def alone(self) -> AbstractContextManager:
+        """Wait for another process that computes this file: what a killed job has started may live on."""
+        return nullcontext() if self._path is None else alone(self._path.with_suffix(".lock"))
+
     def store_when_due(self) -> None:
         if self._path is None or time.monotonic() - self._stored < self._seconds:
             return
@@ -170,41 +175,27 @@ class _Unfinished:
 
     def restore(self) -> None:
         """Go on from the file, where there is one of this very job."""
-        self._clear_temporary()
-        metadata = self._metadata()
-        if metadata is None:
+        if self._path is None or not self._path.exists():
+            return
+        try:
+            tensors, metadata = read_tensors(self._path)
+        except DamagedFileError as error:
+            logger.warning("%s: damaged (%s); starting afresh", self._path, error)
             return
         stored = metadata.get("identity", {})
         others = [name for name, value in self._identity.items() if stored.get(name) != value]
         if others:
             logger.info("%s: begun with another %s; starting afresh", self._path, ", ".join(others))
             return
-        with safe_open(self._path, "pt") as file:
-            if not self._reader.restore(file.get_tensor, metadata["read"]):
-                logger.info("%s: begun on other texts; starting afresh", self._path)
-                return
-            self._moments.restore(file.get_tensor, metadata["counted"])
+        if not self._reader.restore(tensors.pop, metadata["read"]):
+            logger.info("%s: begun on other texts; starting afresh", self._path)
+            return
+        self._moments.restore(tensors.pop, metadata["counted"])
         logger.info("covariance: going on from %d tokens, in %s", self._moments.tokens, self._path)
 
     def remove(self) -> None:
         if self._path is not None:
             self._path.unlink(missing_ok=True)
-
-    def _clear_temporary(self) -> None:
-        """A job that is killed while it stores leaves a file as large as all the sums."""
-        if self._path is not None:
-            for left in self._path.parent.glob(f".{glob.escape(self._path.name)}.*.tmp"):
-                left.unlink()
-
-    def _metadata(self) -> dict | None:
-        if self._path is None or not self._path.exists():
-            return None
-        try:
-            with safe_open(self._path, "pt") as file:
-                return json.loads((file.metadata() or {}).get("coachhook", "{}"))
-        except (SafetensorError, OSError) as error:
-            logger.info("%s: cannot be read (%s); starting afresh", self._path, error)
-            return None
 
 
 def _vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from coachhook.architectures import ModelParts
 from coachhook.solver import CovarianceError
+from coachhook.tensor_files import DamagedFileError, read_tensors, write_tensors
 
 _FORMAT = 1
 
@@ -67,20 +66,8 @@ def write_covariance(covariance: Covariance, path: str | os.PathLike) -> None:
         "model_digest": covariance.model_digest,
         "convergence": {str(layer): points for layer, points in covariance.convergence.items()},
     }
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, tensors, metadata)
-
-
-def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: dict) -> None:
-    """Write a safetensors file under a temporary name, sync it, and rename it; the same content is the same bytes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # One key, as safetensors writes several in random order.
-    packed = {"coachhook": json.dumps(metadata, sort_keys=True)}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, packed)
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def read_covariance(
@@ -96,15 +83,13 @@ def read_covariance(
         CovarianceError: the file is damaged, holds NaN, or belongs to another model or other layers.
     """
     try:
-        with safe_open(path, "pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("coachhook", "{}"))
-            if metadata.get("format") != str(_FORMAT):
-                raise CovarianceError(f"{path}: not a covariance file of format {_FORMAT}; compute it again")
-            stored = json.loads(metadata["layers"])
-            matrices = {layer: file.get_tensor(f"covariance.{layer}") for layer in stored}
-            sampled = [layer for layer in stored if f"background.{layer}" in file.keys()]  # noqa: SIM118 (a file)
-            background = {layer: file.get_tensor(f"background.{layer}") for layer in sampled}
-    except (SafetensorError, OSError, KeyError) as error:
+        tensors, metadata = read_tensors(path)
+        if metadata.get("format") != str(_FORMAT):
+            raise CovarianceError(f"{path}: not a covariance file of format {_FORMAT}; compute it again")
+        stored = json.loads(metadata["layers"])
+        matrices = {layer: tensors[f"covariance.{layer}"] for layer in stored}
+        background = {layer: tensors[name] for layer in stored if (name := f"background.{layer}") in tensors}
+    except (DamagedFileError, OSError, KeyError) as error:
         raise CovarianceError(f"{path}: cannot be read ({error}); compute it again") from None
     convergence = {
         int(layer): tuple((tokens, change) for tokens, change in points)

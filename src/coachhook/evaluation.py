@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +13,9 @@ import pandas as pd
 
 from coachhook.edit_request import EditRequest
 from coachhook.editor import Editor
-from coachhook.journal import write_text
 from coachhook.metrics import PROTOCOLS, Answers, Columns, Question, predict, questions, score
 from coachhook.tokens import encode
+from coachhook.whole_files import read_checked, write_bytes, write_checked, write_text
 
 if TYPE_CHECKING:
     from coachhook.stream import StreamConfig
@@ -42,7 +42,7 @@ class Evaluation:
     def run(self, step: int) -> str:
         """Write records and metrics of this step unless they are there; a few words on what came out."""
         records_path, metrics_path = self._paths(step)
-        if not metrics_path.exists():  # written last
+        if None in (read_checked(records_path), read_checked(metrics_path)):
             first, edits = self._requests(step)
             places = [place for place, question in enumerate(self._asked) if first <= question.request < edits]
             rows, metrics = [], []
@@ -50,8 +50,8 @@ class Evaluation:
                 asked, columns = [self._asked[place] for place in places], self._score(places, protocol)
                 rows.append(self._records(step, edits, protocol, asked, columns))
                 metrics.append(self._metrics(step, edits, protocol, asked, columns))
-            _write_parquet(pd.concat(rows, ignore_index=True), records_path)
-            write_text(metrics_path, "".join(json.dumps(row) + "\n" for row in metrics))
+            write_checked(records_path, _parquet(pd.concat(rows, ignore_index=True)))
+            write_checked(metrics_path, "".join(json.dumps(row) + "\n" for row in metrics).encode())
         shown = json.loads(metrics_path.read_text().splitlines()[0])
         scores = {name: shown[name] for name in ("reliability", "generality", "locality")}
         notes = [f"{name} {value:.3f}" for name, value in scores.items() if value is not None]
@@ -67,9 +67,10 @@ class Evaluation:
         out.mkdir(parents=True, exist_ok=True)
         paths = [self._paths(step) for step in self._config.evaluation_steps()]
         if self._config.z_scores:
-            _write_parquet(pd.DataFrame(_z_score_rows(self._editor, self._answered())), out / "zscores.parquet")
+            z_scores = pd.DataFrame(_z_score_rows(self._editor, self._answered()))
+            write_bytes(out / "zscores.parquet", _parquet(z_scores))
         records = pd.concat([pd.read_parquet(path) for path, _ in paths], ignore_index=True)
-        _write_parquet(records, out / "records.parquet")
+        write_bytes(out / "records.parquet", _parquet(records))
         single = self._config.round == "single"
         earlier = "" if single else "".join(path.read_text() for _, path in paths[:-1])
         last = self._single_round(records) if single else map(json.loads, paths[-1][1].read_text().splitlines())
@@ -175,9 +176,7 @@ def _z_score_rows(editor: Editor, requests: Iterator[tuple[int, EditRequest]]) -
                     yield {"layer": layer, "kind": kind, "request": position, "role": role, "z": value}
 
 
-def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    frame.to_parquet(temporary, index=False)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def _parquet(frame: pd.DataFrame) -> bytes:
+    content = io.BytesIO()
+    frame.to_parquet(content, index=False)
+    return content.getvalue()

@@ -10,6 +10,8 @@ import matplotlib
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from coachhook.whole_files import whole_file
+
 
 class Style(NamedTuple):
     """A label, a colour, a marker and a line style."""
@@ -81,9 +83,5 @@ def style() -> AbstractContextManager:
 def save(figure: Figure, pdf: str | os.PathLike, png: str | os.PathLike) -> None:
     """Write a figure as PDF and as PNG (200 dpi): the same figure, the same bytes; whole files only."""
     for path, options in ((Path(pdf), {"metadata": {"CreationDate": None}}), (Path(png), {"dpi": 200})):
-        temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
-        try:
+        with whole_file(path) as temporary:
             figure.savefig(temporary, format=path.suffix[1:], **options)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)

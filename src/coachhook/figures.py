@@ -6,7 +6,6 @@ A further figure is one data function, one draw function and one line in `_FIGUR
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -22,6 +21,7 @@ from coachhook import (
 )
 from coachhook.figure_data import StreamResultError, collect
 from coachhook.figure_style import save, style
+from coachhook.whole_files import whole_file
 
 __all__ = ["StreamResultError", "collect", "data", "draw", "names", "write_csv"]
 
@@ -50,13 +50,8 @@ def draw(name: str, csv: str | os.PathLike, pdf: str | os.PathLike, png: str | o
 
 def write_csv(frame: pd.DataFrame, path: str | os.PathLike) -> None:
     """Write numbers as CSV (six significant digits, the same on every system), whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _figure(name: str):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from coachhook.edit_request import EditRequest
 from coachhook.errors import CoachHookError
-from coachhook.journal import write_text
+from coachhook.whole_files import whole_folder, write_text
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -95,9 +95,10 @@ def build_model(
         model = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**{**config, "vocab_size": len(tokenizer), **special}), dtype=getattr(torch, dtype)
         )
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    write_text(out / "text.txt", "".join(f"{document}\n" for document in documents))
+    with whole_folder(out) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "text.txt").write_text("".join(f"{document}\n" for document in documents), encoding="utf-8")
     files = {path.name: _describe(path) for path in sorted(out.iterdir()) if path.name != "source.json"}
     write_source(out, {"config": dict(config), "dtype": dtype, "seed": seed, "files": files})
 
@@ -181,7 +182,8 @@ def _convert(out: Path, old: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Write the weights as safetensors, and remove the files they came in."""
     from transformers import AutoModelForCausalLM
 
-    AutoModelForCausalLM.from_pretrained(out, weights_only=True).save_pretrained(out)
+    with whole_folder(out) as folder:
+        AutoModelForCausalLM.from_pretrained(out, weights_only=True).save_pretrained(folder)
     for name in old:
         (out / name).unlink()
     return {path.name: _describe(path) for path in sorted(out.iterdir()) if _WEIGHTS.fullmatch(path.name)}

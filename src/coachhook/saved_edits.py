@@ -25,12 +25,13 @@ from coachhook.base_identity import BaseModelIdentity
 from coachhook.edit_request import EditRequest, Probe
 from coachhook.edited_model import refuse_edited
 from coachhook.editors.base import MethodConfig
-from coachhook.journal import JournalError, Step, pack_step, read_update, write_bytes, write_text
+from coachhook.journal import JournalError, Step, pack_step, read_update
+from coachhook.whole_files import sync, write_bytes, write_text
 
 _FORMAT = 1
 _INDEX = "edits.json"
 _WRITTEN = r"((\d{6}|trained_editor)-[0-9a-f]{16}\.safetensors|tokenizer-[0-9a-f]{16})"
-_OURS = re.compile(rf"{_WRITTEN}|\.({_WRITTEN}|tokenizer|edits\.json)\.\d+\.tmp")
+_OURS = re.compile(rf"{_WRITTEN}|\.({_WRITTEN}|tokenizer|edits\.json)\.[\w-]+\.tmp")
 
 
 def _probes(records: list[dict]) -> list[Probe]:
@@ -208,6 +209,7 @@ def _name(stem: str, content: bytes) -> str:
 def _write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """Write a folder named after the tokenizer's files, unless it is there; its name."""
     temporary = directory / f".tokenizer.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with this number
     tokenizer.save_pretrained(temporary)
     digest = hashlib.sha256()
     for path in sorted(temporary.iterdir()):
@@ -219,4 +221,5 @@ def _write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerBase) -> str
         shutil.rmtree(temporary)
     else:
         os.replace(temporary, directory / name)
+    sync(directory)
     return name

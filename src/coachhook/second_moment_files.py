@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from coachhook.architectures import ModelParts
 from coachhook.covariance_file import Covariance, check_matrices, model_digest
 from coachhook.solver import CovarianceError
+from coachhook.whole_files import whole_file
 
 logger = logging.getLogger(__name__)
 _NAME = re.compile(
@@ -82,18 +83,14 @@ def write_second_moments(
     written = []
     for layer, matrix in covariance.matrices.items():
         path = folder / f"{_module_name(parts, layer)}_float32_mom2_{sample_size}.npz"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         arrays = {
             "mom2.constructor": np.array("util.runningstats.SecondMoment()"),
             "mom2.count": np.array(covariance.tokens),
             "mom2.mom2": (matrix * covariance.tokens).float().numpy(),
             "sample_size": np.array(sample_size),
         }
-        with open(temporary, "wb") as file:
+        with whole_file(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
         written.append(path)
     return written
 

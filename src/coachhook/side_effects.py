@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Literal
 from coachhook.base_answers import of_base
 from coachhook.edit_request import EditRequest
 from coachhook.editor import Editor
-from coachhook.journal import write_text
 from coachhook.metrics.ability import general_ability
 from coachhook.metrics.fluency import generate_texts, ngram_entropy
 from coachhook.provenance import code_digest
-from coachhook.whole_files import file_digest
+from coachhook.whole_files import file_digest, read_checked, write_checked, write_text
 
 if TYPE_CHECKING:
     from coachhook.stream import StreamConfig
@@ -49,7 +48,7 @@ class SideEffects:
         """
         for name in self._wanted:
             path = self._path(name, state)
-            if path.exists():
+            if read_checked(path) is not None:
                 continue
             asked, measure = self._fluency() if name == "fluency" else self._ability()
             if state == "base":
@@ -57,7 +56,7 @@ class SideEffects:
                 found = of_base(self._editor, asked, shared, measure)
             else:
                 found = measure()
-            write_text(path, json.dumps(found) + "\n")
+            write_checked(path, json.dumps(found).encode() + b"\n")
             logger.info("%s of the %s model: %s", name, state, json.dumps(found.get("ngram_entropy", found)))
 
     def numbers(self) -> dict[str, float]:

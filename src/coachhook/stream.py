@@ -17,22 +17,23 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from coachhook.base_answers import base_answers
-from coachhook.cost import StepCost, measure_forward, write_costs, write_step_cost
+from coachhook.cost import StepCost, cost_path, measure_forward, write_costs, write_step_cost
 from coachhook.edit_request import EditRequest
 from coachhook.editor import Editor
+from coachhook.editors.base import Update
 from coachhook.evaluation import Evaluation
-from coachhook.journal import pack_step, read_step, step_path, write_bytes, write_text
+from coachhook.journal import pack_step, read_step, step_path
 from coachhook.loading import load_base_model
 from coachhook.metrics import check_protocol, questions
 from coachhook.metrics.ability import AbilityConfig, check_tasks
 from coachhook.side_effects import SideEffects, task_files
 from coachhook.stream_draw import draw_requests
-from coachhook.whole_files import file_digest
+from coachhook.whole_files import file_digest, read_checked, write_checked
 
 logger = logging.getLogger(__name__)
 _CHECKPOINT_FILE = re.compile(
     r"\.?(\d{6}\.(safetensors|records\.parquet|metrics\.jsonl|cost\.json)|stream\.json"
-    r"|(fluency|ability)\.(base|edited)\.json)(\.\d+\.tmp)?"
+    r"|(fluency|ability)\.(base|edited)\.json)(\.sha256)?(\.[\w-]+\.tmp)?"
 )
 _TIMED_PROMPTS = 32
 
@@ -146,7 +147,7 @@ def _run_steps(
     for step, batch in enumerate(batches, 1):
         if config.round == "single":
             editor.rollback(0)
-        update = read_step(checkpoint, step)
+        update = _stored(checkpoint, step)
         if update is None:
             _edit(editor, step, batch, checkpoint)
             fresh += 1
@@ -165,7 +166,13 @@ def _edit(editor: Editor, step: int, batch: Sequence[EditRequest], checkpoint: P
     packed = pack_step(step, update)
     edits = sum(len(applied.requests) for applied in editor.journal)
     write_step_cost(checkpoint, StepCost(step, edits, seconds, editor.state_bytes, len(packed)))
-    write_bytes(step_path(checkpoint, step), packed)
+    write_checked(step_path(checkpoint, step), packed)
+
+
+def _stored(checkpoint: Path, step: int) -> Update | None:
+    """What a step wrote; None where the step is not done, or its files are not what was stored."""
+    whole = [read_checked(path(checkpoint, step)) for path in (step_path, cost_path)]
+    return None if None in whole else read_step(checkpoint, step)
 
 
 def _model_identity(model_dir: str | os.PathLike, placed: str) -> str:
@@ -198,12 +205,13 @@ def _identity(
 def _open_checkpoint(directory: Path, identity: str) -> Path:
     """The checkpoint of this very stream; one of another stream is cleared, and nothing else that lies there."""
     marker = directory / "stream.json"
-    same = marker.exists() and json.loads(marker.read_text()).get("identity") == identity
+    stored = json.dumps({"identity": identity}).encode() + b"\n"
+    same = read_checked(marker) == stored
     directory.mkdir(parents=True, exist_ok=True)
     for path in directory.iterdir():
         unfinished = path.suffix == ".tmp"  # a kill leaves the file that was being written
         if _CHECKPOINT_FILE.fullmatch(path.name) and (unfinished or not same):
             path.unlink()
     if not same:
-        write_text(marker, json.dumps({"identity": identity}) + "\n")
+        write_checked(marker, stored)
     return directory

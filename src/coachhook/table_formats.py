@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,7 @@ import pandas as pd
 from coachhook.figure_data import VALID, side_effects
 from coachhook.figure_style import SCORE_STYLES, method_order, method_style
 from coachhook.tables import SHOWN, percent, shown
+from coachhook.whole_files import write_text
 
 _CAPTIONS = {
     "consecutive": "Consecutive batch editing: one batch after the other, never reset. Scores after the last, over all",
@@ -30,7 +30,7 @@ def write_markdown(means: pd.DataFrame, path: str | os.PathLike, kind: str = "co
     for title, lines in _parts(means):
         lines = [lines[0], ["---", *["---:"] * (len(lines[0]) - 1)], *lines[1:]]
         text += f"\n**{title}**\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    _write(text, path)
+    write_text(path, text)
 
 
 def restructured_text(means: pd.DataFrame, kind: str = "consecutive") -> str:
@@ -65,7 +65,7 @@ def write_latex(means: pd.DataFrame, path: str | os.PathLike, kind: str = "conse
         f"\\begin{{tabular}}{{l{'r' * width * len(groups)}}}\n\\toprule\n"
     )
     body = "".join(f"{line} \\\\\n" for line in lines) + "\\bottomrule\n\\end{tabular}\n\\end{table}\n"
-    _write(head + body + "".join(_latex_part(*part) for part in _side_effect_parts(means)), path)
+    write_text(path, head + body + "".join(_latex_part(*part) for part in _side_effect_parts(means)))
 
 
 def caption(means: pd.DataFrame, kind: str) -> str:
@@ -162,13 +162,3 @@ def _latex_part(title: str, lines: list[list[str]]) -> str:
 
 def _escape(text: str) -> str:
     return "".join(_SPECIAL.get(char, char) for char in text)
-
-
-def _write(text: str, path: str | os.PathLike) -> None:
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -12,8 +12,8 @@ import yaml
 
 from coachhook.errors import CoachHookError
 from coachhook.figure_data import SCORES, collect, final
-from coachhook.journal import write_text
 from coachhook.study import Trial, setting_name
+from coachhook.whole_files import write_text
 
 _HEAD = "# Written by `snakemake tune`: of each method's trials, the values with the best harmonic mean.\n"
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from coachhook.requests import EditRequest, Probe
+from coachhook.whole_files import write_text
 from coachhook.world_words import FIRST_NAMES, LAST_NAMES, RELATIONS, Relation
 
 Form = Literal["completions", "questions"]
@@ -188,10 +189,7 @@ def write_facts(facts: Iterable[Fact], path: str | os.PathLike[str]) -> None:
     """Write facts as a JSON array of objects with the fields of `Fact`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    text = json.dumps([asdict(fact) for fact in facts], ensure_ascii=False, indent=1)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps([asdict(fact) for fact in facts], ensure_ascii=False, indent=1) + "\n")
 
 
 def read_facts(path: str | os.PathLike[str]) -> list[Fact]:

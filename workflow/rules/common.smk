@@ -9,8 +9,10 @@ import yaml
 from snakemake.exceptions import WorkflowError
 
 from coachhook import resources
+from coachhook.errors import one_line
 from coachhook.provenance import code_digest, method_digest, training_digest
 from coachhook.study import StudyError, check_config, covariance_command, load_study, settings_key
+from coachhook.whole_files import check_writable
 
 # Rules call snakemake, dvc and coachhook: those of this environment, activated or not.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
@@ -287,6 +289,17 @@ def growing(amount):
 
 def get_trials():
     return [[trial.model, trial.method, trial.values, list(trial.paths)] for trial in study.trials]
+
+
+def check_folders():
+    """Refuse folders that take no files: Snakemake itself would end with a traceback, and jobs late."""
+    unfinished = [path for path in study.streams if not Path(f"results/streams/{path}/metrics.jsonl").exists()]
+    folders = [".snakemake", "logs", "results", "data/covariances", FIGURES]
+    try:
+        for folder in folders + [f"results/{kind}/{path}" for path in unfinished for kind in ("streams", "checkpoints")]:
+            check_writable(folder)
+    except OSError as error:
+        raise WorkflowError(one_line(error)) from None
 
 
 def check_values():

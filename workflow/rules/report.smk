@@ -75,5 +75,5 @@ rule make_report:
         config=CONFIG,
     message:
         "Report of study {params.study}"
-    shell:
-        "snakemake figures {input.text} --cores 1 --report {output.html} --config {params.config} 2>&1 | tee {log}"
+    script:
+        "../../scripts/make_report.py"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coachhook.errors import CoachHookError
+from coachhook.errors import CoachHookError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -86,16 +86,15 @@ def load(
     Raises:
         CoachHookError: they cannot be loaded.
     """
-    from coachhook.loading import load_base_model
+    from coachhook.loading import ModelLoadError, load_base_model
 
     _be_quiet()
     try:
         return load_base_model(model, device, device_map, architecture, dtype)
-    except CoachHookError:
-        raise
-    except (OSError, ValueError) as error:  # transformers' errors for a missing, unreachable or foreign model
-        reason = str(error).splitlines()[0]
-        raise CoachHookError(f"MODEL: {model} cannot be loaded ({reason}); give a directory or a hub id") from None
+    except ModelLoadError as error:
+        raise CoachHookError(
+            f"MODEL: {model} cannot be loaded ({error.reason}); give a directory or a hub id"
+        ) from None
 
 
 def open_edits(
@@ -164,12 +163,10 @@ def one_line_errors() -> Iterator[None]:
     """End the program with one line and status 1 where the user can mend the cause."""
     try:
         yield
-    except CoachHookError as error:
-        problem = str(error)
     except BrokenPipeError:
         raise
-    except OSError as error:  # a full disk, a folder that may not be written
-        problem = f"{error.filename}: {error.strerror}" if error.filename else str(error).splitlines()[0]
+    except (CoachHookError, OSError) as error:
+        problem = one_line(error) or str(error).splitlines()[0]
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
             raise

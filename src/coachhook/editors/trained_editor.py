@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from coachhook.covariance_file import model_digest
 from coachhook.errors import CoachHookError
-from coachhook.journal import write_bytes
+from coachhook.tensor_files import DamagedFileError, read_tensors, write_tensors
 
 _FORMAT = 1
 
@@ -47,6 +44,7 @@ def write_trained_editor(
 ) -> None:
     """Write `editor`, trained for `layers` of `model`: whole or not at all; the same training is the same bytes."""
     metadata = {
+        "format": _FORMAT,
         "method": method,
         "layers": list(layers),
         "model_digest": model_digest(model, layers),
@@ -56,7 +54,7 @@ def write_trained_editor(
         "described": editor.described,
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, pack(editor.network, metadata))
+    write_tensors(path, editor.network, metadata)
 
 
 def read_trained_editor(
@@ -68,12 +66,14 @@ def read_trained_editor(
         TrainedEditorError: it is not, or the file is damaged.
     """
     try:
-        tensors, metadata = unpack(path)
+        tensors, metadata = read_tensors(path)
+        if metadata.get("format") != _FORMAT:
+            raise TrainedEditorError(f"{path}: not a trained editor of format {_FORMAT}; train it again")
         trained_for, trained_layers = metadata["method"], metadata["layers"]
         parts = (metadata[name] for name in ("config", "training", "reached", "described"))
         editor = TrainedEditor(tensors, *parts)
         digest = metadata["model_digest"]
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (DamagedFileError, OSError, KeyError) as error:
         raise TrainedEditorError(f"{path}: not a trained editor ({error}); train it again") from None
     if trained_for != method:
         raise TrainedEditorError(f"{path}: was trained for {trained_for}, not for {method}; train one for {method}")
@@ -84,23 +84,3 @@ def read_trained_editor(
     if digest != model_digest(model, layers):
         raise TrainedEditorError(f"{path}: was trained on another model; train it on this one")
     return editor
-
-
-def pack(tensors: Mapping[str, Tensor], metadata: dict) -> bytes:
-    """A safetensors file with JSON metadata: the same content is the same bytes."""
-    packed = {"coachhook": json.dumps({"format": _FORMAT, **metadata}, sort_keys=True)}
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, packed)
-
-
-def unpack(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
-    """Tensors and metadata of a file made by `pack`.
-
-    Raises:
-        SafetensorError, OSError, ValueError: it cannot be read or is of another format.
-    """
-    with safe_open(path, "pt") as file:
-        metadata = json.loads((file.metadata() or {}).get("coachhook", "{}"))
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(f"format {metadata.get('format')} is not {_FORMAT}")
-    return tensors, metadata

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -29,11 +28,9 @@ from coachhook.editors.base import MethodConfig
 from coachhook.editors.trained_editor import (
     TrainedEditor,
     TrainedEditorError,
-    pack,
-    unpack,
     write_trained_editor,
 )
-from coachhook.journal import write_bytes
+from coachhook.tensor_files import DamagedFileError, read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LOG_LINES = 5.0
@@ -117,7 +114,7 @@ class Trainer:
                 self._log(losses)
                 losses, logged = [], time.monotonic()
             if time.monotonic() - saved >= SECONDS_BETWEEN_CHECKPOINTS:
-                write_bytes(checkpoint, pack(self._state(), {"identity": identity, "progress": asdict(progress)}))
+                write_tensors(checkpoint, self._state(), {"identity": identity, "progress": asdict(progress)})
                 saved = time.monotonic()
         if not math.isfinite(progress.best_loss):
             raise TrainedEditorError("training: the held-out loss was never a finite number; lower learning_rate")
@@ -178,14 +175,13 @@ class Trainer:
 
     def _resume(self, checkpoint: Path, identity: str) -> None:
         """Go on from the checkpoint where it is this very training's."""
-        for unfinished in checkpoint.parent.glob(f".{checkpoint.name}.*.tmp"):  # left by a killed write
-            unfinished.unlink()
         if not checkpoint.exists():
             return
         try:
-            tensors, metadata = unpack(checkpoint)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise TrainedEditorError(f"{checkpoint}: damaged ({error}); delete it and start again") from None
+            tensors, metadata = read_tensors(checkpoint)
+        except DamagedFileError as error:
+            logger.warning("%s: damaged (%s); training starts afresh", checkpoint, error)
+            return
         if metadata.get("identity") != identity:
             return
         device = self._parameters[0].device

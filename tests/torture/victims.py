@@ -1,0 +1,148 @@
+"""What is killed: the processes of a running study, known by their folder and command line."""
+
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from statistics import median
+
+import psutil
+
+_POLL = 0.1  # seconds
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A kind of process.
+
+    Attributes:
+        words: what the page calls it.
+        matches: whether a command line is of this kind.
+    """
+
+    words: str
+    matches: Callable[[Sequence[str]], bool]
+
+
+def _script(*names: str) -> Callable[[Sequence[str]], bool]:
+    """Python with one of our scripts, as Snakemake starts it: under a temporary name that ends like its own."""
+    return lambda line: any(word.endswith(f".{name}.py") for word in line[1:] for name in names)
+
+
+def _is_snakemake(line: Sequence[str]) -> bool:
+    """The one that was started by hand, none that it starts for a job or for the report."""
+    runs = any(Path(word).name == "snakemake" for word in line[:2])
+    return runs and "--cores" in line and not {"--mode", "--report", "--target-jobs"} & set(line)
+
+
+def _is_covariance(line: Sequence[str]) -> bool:
+    """The job, or the command that computes in it, alone or under DVC."""
+    command = any(Path(word).name == "coachhook" for word in line[:2]) and "covariance" in line
+    return command or _script("compute_covariance")(line)
+
+
+def _is_dvc(line: Sequence[str]) -> bool:
+    return any(Path(word).name == "dvc" for word in line[:2]) and "repro" in line
+
+
+# In the order in which a study starts them; Snakemake is there all the time.
+VICTIMS = {
+    "snakemake": Victim("Snakemake, its jobs left running", _is_snakemake),
+    "base model": Victim("training of the base model", _script("train_base_model")),
+    "covariance": Victim("the covariance job", _is_covariance),
+    "dvc": Victim("DVC", _is_dvc),
+    "editor": Victim("training of an editor", _script("train_editor")),
+    "stream": Victim("a stream of edits", _script("edit_stream")),
+    "figure": Victim("a figure or a table", _script("draw_figure", "aggregate")),
+}
+
+
+def processes(root: Path) -> Iterator[tuple[psutil.Process, list[str]]]:
+    """All living processes that work in a folder, with their command lines."""
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(root) and process.status() != psutil.STATUS_ZOMBIE:
+                yield process, process.cmdline()
+        except psutil.Error:  # it has ended, or is nobody's business
+            continue
+
+
+class Lives:
+    """How long processes of each kind live, as seen in an unbroken run."""
+
+    def __init__(self):
+        self._seen: dict[tuple[str, int], list[float]] = {}
+
+    def look(self, root: Path) -> None:
+        now = time.monotonic()
+        for process, line in processes(root):
+            for name, victim in VICTIMS.items():
+                if victim.matches(line):
+                    self._seen.setdefault((name, process.pid), [now, now])[1] = now
+
+    def typical(self) -> dict[str, float]:
+        """Seconds by kind; kinds that were not there are left out."""
+        spans = defaultdict(list)
+        for (name, _), (first, last) in self._seen.items():
+            spans[name].append(last - first)
+        return {name: median(seconds) for name, seconds in spans.items()}
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill that hit: what, and how many seconds after the process was first seen."""
+
+    victim: str
+    pid: int
+    after: float
+
+
+class Hunter:
+    """Kills processes of a study at random moments of their lives.
+
+    Arguments:
+        root: the study's folder.
+        lives: typical lives by kind of victim, in seconds.
+    """
+
+    def __init__(self, root: Path, lives: dict[str, float], random: Random):
+        self._root, self._lives, self._random = root, lives, random
+        self._passed_over: set[int] = set()
+
+    def kill_one(self, name: str, running: Callable[[], bool], skip: int = 0) -> Kill | None:
+        """Wait for a process of a kind, pass over the first `skip`, kill the next at a random moment of its life.
+
+        One that ends before its moment does not count, and the next is taken. None where `running()` ends first.
+        """
+        while running():
+            process = self._find(name)
+            if process is None:
+                time.sleep(_POLL)
+                continue
+            self._passed_over.add(process.pid)
+            if skip > 0:
+                skip -= 1
+                continue
+            delay = self._random.uniform(0, self._lives[name])
+            time.sleep(delay)
+            if _kill(process):
+                return Kill(name, process.pid, delay)
+        return None
+
+    def _find(self, name: str) -> psutil.Process | None:
+        found = (process for process, line in processes(self._root) if VICTIMS[name].matches(line))
+        return next((process for process in found if process.pid not in self._passed_over), None)
+
+
+def _kill(process: psutil.Process) -> bool:
+    """Whether it was alive, and is no more, by this signal."""
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        process.send_signal(signal.SIGKILL)  # refuses where another process has its number by now
+    except psutil.Error:
+        return False
+    return True
