@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from job_provenance import write_job_provenance
+
 from coachhook import figure_data, figures, report, table_formats, tables
 from coachhook.logs import log_to
 
@@ -27,3 +29,4 @@ for name, (kind, protocol, paths) in snakemake.params.tables.items():
     texts.append(report.summary_text(means, study, kind))
 Path(snakemake.output.main).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
 Path(snakemake.output.text).write_text("\n\n".join(text.strip() for text in texts) + "\n", encoding="utf-8")
+write_job_provenance(snakemake, {"study": study, "tables": snakemake.params.tables})

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from job_provenance import write_job_provenance
+
 from coachhook.figures import write_csv
 from coachhook.logs import log_to
 from coachhook.study import Trial
@@ -17,3 +19,4 @@ found = search(trials, "results/streams", snakemake.params.protocol)
 write_csv(found, snakemake.output.search)
 for path in snakemake.output.tuned:
     write_chosen(choose(trials, found, Path(path).stem), path)
+write_job_provenance(snakemake, {"trials": snakemake.params.trials, "protocol": snakemake.params.protocol})

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from job_provenance import write_job_provenance
+
+from coachhook.covariance_file import computed_with
 from coachhook.logs import log_to, logger
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ model, link = snakemake.wildcards.model, Path(snakemake.output.link)
 log_to(snakemake.log[0], f"covariance {model}")
 environment = os.environ | {
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-    "OMP_NUM_THREADS": str(snakemake.threads),
+    "OMP_NUM_THREADS": str(snakemake.params.threads),
 }
 output = Path("data/covariances") / f"{model}.safetensors"
 output.parent.mkdir(parents=True, exist_ok=True)
@@ -57,3 +60,4 @@ try:
 except OSError:
     shutil.copyfile(output, link)
 os.utime(link)  # restored files may be older than the model; Snakemake compares times
+write_job_provenance(snakemake, {"command": snakemake.params.command}, versions=computed_with(link))

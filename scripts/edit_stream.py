@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from job_provenance import write_job_provenance
 
+from coachhook.devices import device_name
 from coachhook.logs import log_to
 from coachhook.preflight import Available, plan_stream, refuse_if_too_large
 from coachhook.requests import read_requests
@@ -45,3 +47,10 @@ with open(checkpoint.with_suffix(".lock"), "w") as lock:
         base_answers_dir=snakemake.params.base_answers,
         **loading,
     )
+further = [Path(snakemake.output.metrics).parent / f"{name}.json" for name in ("fluency", "ability")]
+write_job_provenance(
+    snakemake,
+    snakemake.params.stream | {"device": device_name()},
+    also=[file for file, asked in zip(further, (config.fluency, config.ability), strict=True) if asked],
+    measured=["cost.jsonl"],
+)

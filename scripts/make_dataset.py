@@ -5,6 +5,8 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from job_provenance import write_job_provenance
+
 from coachhook.contradictions import resolve_contradictions
 from coachhook.facts import facts_from_questions, facts_from_requests
 from coachhook.hub_files import fetch_requests
@@ -58,3 +60,4 @@ write_facts(facts, snakemake.output.facts)
 Path(snakemake.output.lines).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 counts = (len(requests), len(training), len(facts), len(lines), len(refused))
 logger.info("%d requests, %d more for training editors, %d facts, %d further lines; %d records refused", *counts)
+write_job_provenance(snakemake, {"source": source})

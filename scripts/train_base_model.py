@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 # Where other jobs run on the same cores, threads that spin while they wait slow training many times over.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
+from job_provenance import write_job_provenance
+
 from coachhook.base_model import TrainingConfig, train_base_model
 from coachhook.logs import log_to
 from coachhook.world import read_facts
@@ -21,5 +23,7 @@ train_base_model(
     TrainingConfig(**snakemake.params.training),
     Path(snakemake.output.text).parent,
     seed=snakemake.params.seed,
-    threads=snakemake.threads,
+    threads=snakemake.params.threads,
 )
+settings = {name: snakemake.params[name] for name in ("training", "seed", "threads")}
+write_job_provenance(snakemake, settings, measured=["training.json"])

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
 import torch
+from job_provenance import write_job_provenance
 
+from coachhook.devices import device_name
 from coachhook.hyperparameters import configure, registered
 from coachhook.loading import load_base_model
 from coachhook.logs import log_to
@@ -36,3 +38,5 @@ with open(checkpoint.with_suffix(".lock"), "w") as lock:
         checkpoint=checkpoint,
         seed=snakemake.params.seed,
     )
+settings = {"settings": settings, "loading": snakemake.params.loading, "seed": snakemake.params.seed}
+write_job_provenance(snakemake, settings | {"device": device_name()})

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from coachhook.code_digest import code_digest
 from coachhook.editor import Editor
 from coachhook.journal import write_text
 from coachhook.metrics import Answers, Question, predict_base
-from coachhook.provenance import code_digest
 
 
 def base_answers(

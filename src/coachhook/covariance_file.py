@@ -18,8 +18,10 @@ from transformers import PreTrainedModel
 
 from coachhook.architectures import ModelParts
 from coachhook.solver import CovarianceError
+from coachhook.versions import package_versions
 
 _FORMAT = 1
+_COMPUTING = ("numpy", "safetensors", "tokenizers", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def write_covariance(covariance: Covariance, path: str | os.PathLike) -> None:
         "precision": "float64",
         "model_digest": covariance.model_digest,
         "convergence": {str(layer): points for layer, points in covariance.convergence.items()},
+        "versions": package_versions(_COMPUTING),
     }
     write_tensors(path, tensors, metadata)
 
@@ -81,6 +84,12 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metada
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def computed_with(path: str | os.PathLike) -> dict[str, str]:
+    """Versions of the packages that wrote a covariance file, perhaps elsewhere and long ago; empty in older files."""
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get("coachhook", "{}")).get("versions", {})
 
 
 def read_covariance(

@@ -14,7 +14,6 @@ rule train_base_model:
         model="|".join(TRAINED_MODELS) or "none",
     conda:
         "../../environment.yml"
-    # The weights depend on the number of threads; with fewer cores than this, Snakemake lowers it.
     threads: 2
     resources:
         mem_mb=4000,
@@ -23,7 +22,9 @@ rule train_base_model:
     params:
         training=get_training,
         seed=get_model_seed,
-        code=code_digest("base_model"),
+        # The weights depend on it, so it is the same with fewer cores, for which Snakemake lowers `threads`.
+        threads=2,
+        code=code_label("modules", "base_model"),
     message:
         "Base model {wildcards.model}: learns its facts"
     script:

@@ -9,7 +9,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 
 from coachhook import resources
-from coachhook.provenance import code_digest, method_digest, training_digest
+from coachhook.code_digest import code_label
 from coachhook.study import StudyError, check_config, covariance_command, load_study, settings_key
 
 # Rules call snakemake, dvc and coachhook: those of this environment, activated or not.
@@ -33,9 +33,9 @@ CONFIG = [f"{name}={value}" for name, value in config.items()]
 TRAINED_MODELS = [name for name, entry in study.models.items() if "dataset" in entry]
 FETCHED_MODELS = [name for name in study.models if name not in TRAINED_MODELS]
 STREAM = "model~{model}/dataset~{dataset}/method~{method}/setting~{setting}/seed~{seed}"
-METHOD_CODE = {editor: method_digest(editor) for editor in {stream.editor for stream in study.streams.values()}}
+METHOD_CODE = {editor: code_label("method", editor) for editor in {stream.editor for stream in study.streams.values()}}
 TRAINED_EDITORS = {stream.trained_editor: stream for stream in study.streams.values() if stream.training is not None}
-TRAINING_CODE = {stream.editor: training_digest(stream.editor) for stream in TRAINED_EDITORS.values()}
+TRAINING_CODE = {stream.editor: code_label("training", stream.editor) for stream in TRAINED_EDITORS.values()}
 PROTOCOLS = next(iter(study.streams.values())).protocols
 # Per file the round, the protocol and the streams of a table; the first protocol's has no suffix.
 TABLES = {
@@ -50,6 +50,7 @@ SWEPT = {
     "batch_size": ["batch_size"],
     "sensitivity": ["covariance_weight", "alpha"],
 }
+TIMED_FIGURES = ["cost"]  # drawn from times, so that no two runs draw the same
 FURTHER_RESULTS = {"zscore": ["zscores.parquet"], "retention": ["records.parquet"], "cost": ["cost.jsonl"]}
 # `full` is `mini` with more seeds, and `tuning` finds the values of both: they share a folder.
 FIGURES = "figures" if study.name in ("mini", "full", "tuning") else f"figures/{study.name}"
@@ -68,12 +69,13 @@ wildcard_constraints:
 
 def get_trained_files(model):
     names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+    names = (*names, "provenance.json")
     return [f"results/models/{model}/{name}" for name in names]
 
 
 def get_fetched_files(model):
     """Of a fetched model's files those with names known beforehand; source.json holds the checksums of the others."""
-    return [f"results/models/{model}/{name}" for name in ("config.json", "source.json")]
+    return [f"results/models/{model}/{name}" for name in ("config.json", "source.json", "provenance.json")]
 
 
 def get_model_files(wildcards):

@@ -1,6 +1,7 @@
 rule aggregate:
     input:
         metrics=collect("results/streams/{path}/metrics.jsonl", path=study.streams),
+        provenance=collect("results/streams/{path}/provenance.json", path=study.streams),
         introduction="workflow/report/workflow.rst",
     output:
         report(
@@ -13,6 +14,7 @@ rule aggregate:
         metrics=f"results/studies/{study.name}/metrics.csv",
         main=f"{FIGURES}/metrics.json",
         text=f"results/studies/{study.name}/report.rst",
+        provenance=f"results/{FIGURES}/tables.provenance.json",
     log:
         f"logs/aggregate/{study.name}.log",
     conda:
@@ -25,7 +27,7 @@ rule aggregate:
         study=study.name,
         description=study.description,
         tables=TABLES,
-        code=code_digest("report"),
+        code=code_label("modules", "report"),
     message:
         "Study {params.study}: all metrics, tables, and what came out in words"
     script:
