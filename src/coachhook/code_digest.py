@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib.util
 from collections.abc import Collection, Iterator
+from functools import cache
 from pathlib import Path
 
 
@@ -27,10 +28,9 @@ def code_digest(*modules: str, package: str = "coachhook", without: Collection[s
         path = _source(root, name)
         if path is None:
             raise ModuleNotFoundError(f"{package}.{name}: no such module under {root}")
-        tree = ast.parse(path.read_text(encoding="utf-8"))
         inside = f"{package}.{name}" if path.name == "__init__.py" else f"{package}.{name}".rpartition(".")[0]
-        pending += [other for other in _imports(tree, package, inside) if _source(root, other)]
-        found[name] = ast.dump(_without_docstrings(tree))
+        found[name], imported = _read(path.read_text(encoding="utf-8"), package, inside)
+        pending += [other for other in imported if _source(root, other)]
     return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:16]
 
 
@@ -88,6 +88,14 @@ def _registry() -> dict[str, ast.Call]:
     tables = (node.value for node in tree.body if isinstance(node, ast.AnnAssign) and node.target.id == "METHODS")
     table = next(tables)
     return {key.value: value for key, value in zip(table.keys, table.values, strict=True)}
+
+
+@cache  # methods share most of their modules, and a study has many methods
+def _read(text: str, package: str, inside: str) -> tuple[str, tuple[str, ...]]:
+    """Digest of a module's statements, and what it imports from the package."""
+    tree = ast.parse(text)
+    imported = tuple(_imports(tree, package, inside))
+    return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest(), imported
 
 
 def _source(root: Path, name: str) -> Path | None:
