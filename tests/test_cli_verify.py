@@ -86,9 +86,16 @@ def test_an_input_that_was_made_again_fails(results):
     )
     told = call(results)
     assert told.exit_code == 1
-    assert told.stdout.splitlines()[0] == (
-        f"changed input: {model / 'provenance.json'} was changed or made again since (1 result)"
-    )
+    assert told.stdout.splitlines()[0] == (f"changed input: {model / 'provenance.json'} is another now (1 result)")
+
+
+def test_an_input_that_was_made_again_with_the_same_bytes_is_the_same(results):
+    model = results / "models/m"
+    files = [model / "config.json", model / "model.safetensors"]
+    before = (model / "provenance.json").read_bytes()
+    write_provenance(model / "provenance.json", outputs=files, settings={}, command="train again", root=results)
+    assert (model / "provenance.json").read_bytes() != before
+    assert call(results).exit_code == 0
 
 
 def test_an_absent_input_is_told_and_fails_only_when_strict(results):

@@ -1,7 +1,7 @@
 """What a result was made of and with: a JSON file beside it that two identical runs write alike, wherever and whenever.
 
-Inputs that have such a file themselves are named by it, so that a result stands at the end of a chain of digests, and
-a large model is read once for all that is computed with it.
+An input that has such a file itself is named by it, and stands for all files of its result: a large model is read once,
+however much is computed with it, and every result stands at the end of a chain of digests.
 """
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ class Provenance(BaseModel):
     versions: dict[str, str]
     digest: str = Field(description="SHA-256 of all this")
 
+    @property
+    def outputs_digest(self) -> str:
+        """SHA-256 of the outputs' names, sizes and digests: the same where the same bytes were made again."""
+        return _digest({name: file.model_dump() for name, file in self.outputs.items()})
+
 
 class ProvenanceError(CoachHookError, ValueError):
     """A provenance file that cannot be read; one line with its path."""
@@ -71,7 +76,7 @@ def write_provenance(
         path: `provenance.json` in the folder of the result, or `NAME.provenance.json`.
         outputs: the files that the result consists of.
         measured: files of the result that hold times, so that no two runs write the same: named without a digest.
-        inputs: the files it was made from; those with a provenance beside them are named by it.
+        inputs: the files it was made from; those with a provenance beside them are named by it and its outputs' digest.
         settings: all values that it depends on, seeds included.
         command: makes it again, started in `root`.
         code: what computed it, a `code_label`.
@@ -83,16 +88,17 @@ def write_provenance(
     """
     path, root = Path(path), Path(root)
     relative = partial(os.path.relpath, start=path.parent)
-    named = sorted({_proof(Path(file)) for file in inputs})
-    inside = [file for file in named if not os.path.relpath(file, root).startswith("..")]
+    named = {provenance_of(Path(file)) or Path(file) for file in inputs}
+    digests = {file: input_digest(file) for file in sorted(named)}
+    inside = [file for file in digests if not os.path.relpath(file, root).startswith("..")]
     content = {
         "format": FORMAT,
         "command": command,
         "revision": git_revision(root),
         "code": code,
         "settings": settings,
-        "inputs": {relative(file): file_digest(file).hex() for file in inside},
-        "elsewhere": {file.name: file_digest(file).hex() for file in named if file not in inside},
+        "inputs": {relative(file): digests[file] for file in inside},
+        "elsewhere": {file.name: digest for file, digest in digests.items() if file not in inside},
         "outputs": {relative(file): _describe(file) for file in sorted(map(Path, outputs))},
         "measured": [relative(file) for file in sorted(map(Path, measured))],
         "versions": dict(versions or package_versions()),
@@ -135,6 +141,19 @@ def provenance_of(file: Path) -> Path | None:
     return None
 
 
+def input_digest(file: Path) -> str:
+    """What stands for an input: of a provenance the digest of its outputs, of another file its SHA-256.
+
+    Raises:
+        ProvenanceError: the provenance is damaged, or of a newer format.
+    """
+    return read_provenance(file).outputs_digest if is_provenance(file) else file_digest(file).hex()
+
+
+def is_provenance(file: Path) -> bool:
+    return file.name == NAME or file.name.endswith(f".{NAME}")
+
+
 def git_revision(root: Path) -> str | None:
     """The commit that is checked out in a project's folder; None where it is no git repository, or there is no git.
 
@@ -148,10 +167,6 @@ def git_revision(root: Path) -> str | None:
         return None
     own = len(told) == 2 and not told[0] and re.fullmatch(r"[0-9a-f]{40,64}", told[1])
     return told[1] if own else None
-
-
-def _proof(file: Path) -> Path:
-    return provenance_of(file) or file
 
 
 def _describe(file: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from coachhook.code_digest import label_now
-from coachhook.provenance import NAME, File, Provenance, ProvenanceError, read_provenance
+from coachhook.provenance import NAME, File, Provenance, ProvenanceError, input_digest, is_provenance, read_provenance
 from coachhook.versions import package_versions
 from coachhook.whole_files import file_digest
 
@@ -62,9 +62,9 @@ def find_provenance(path: str | os.PathLike) -> list[Path]:
     """All provenance files in a folder and in its folders; of a file, itself or the one beside it."""
     path = Path(path)
     if path.is_dir():
-        return sorted(file for file in path.rglob(f"*{NAME}") if _is_provenance(file))
+        return sorted(file for file in path.rglob(f"*{NAME}") if is_provenance(file))
     beside = (path, path.with_suffix(f".{NAME}"), path.with_name(NAME))
-    return [file for file in beside if _is_provenance(file) and file.is_file()][:1]
+    return [file for file in beside if is_provenance(file) and file.is_file()][:1]
 
 
 def verify(files: list[Path], told: Callable[[], None] = lambda: None) -> Verification:
@@ -96,10 +96,6 @@ def verify(files: list[Path], told: Callable[[], None] = lambda: None) -> Verifi
         told()
     changed, missing = _inputs(inputs)
     return Verification(len(files), outputs, damaged, changed, missing, _code(code), _versions(versions))
-
-
-def _is_provenance(file: Path) -> bool:
-    return file.name == NAME or file.name.endswith(f".{NAME}")
 
 
 def _damage(folder: Path, content: Provenance) -> Iterator[Finding]:
@@ -142,10 +138,17 @@ def _inputs(inputs: dict[tuple[Path, str], list[str]]) -> tuple[list[Finding], l
             missing.append(Finding(str(path), "is not there", results))
             continue
         if path not in now:
-            now[path] = file_digest(path).hex()
+            now[path] = _now(path)
         if now[path] != digest:
-            changed.append(Finding(str(path), "was changed or made again since", results))
+            changed.append(Finding(str(path), "is another now", results))
     return changed, missing
+
+
+def _now(path: Path) -> str:
+    try:
+        return input_digest(path)
+    except ProvenanceError:
+        return "damaged"
 
 
 def _code(code: dict[str | None, list[str]]) -> list[Finding]:

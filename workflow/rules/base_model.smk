@@ -6,6 +6,7 @@ rule train_base_model:
         get_trained_files("{model}"),
         text="results/models/{model}/text.txt",
         report="results/models/{model}/training.json",
+        provenance="results/models/{model}/provenance.json",
     log:
         "logs/train_base_model/{model}.log",
     benchmark:
@@ -37,6 +38,7 @@ rule fetch_model:
     output:
         get_fetched_files("{model}"),
         text=["results/models/{model}/text.txt"] if config["tiny"] else [],
+        provenance="results/models/{model}/provenance.json",
     log:
         "logs/fetch_model/{model}.log",
     benchmark:

@@ -69,13 +69,12 @@ wildcard_constraints:
 
 def get_trained_files(model):
     names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
-    names = (*names, "provenance.json")
     return [f"results/models/{model}/{name}" for name in names]
 
 
 def get_fetched_files(model):
     """Of a fetched model's files those with names known beforehand; source.json holds the checksums of the others."""
-    return [f"results/models/{model}/{name}" for name in ("config.json", "source.json", "provenance.json")]
+    return [f"results/models/{model}/{name}" for name in ("config.json", "source.json")]
 
 
 def get_model_files(wildcards):
