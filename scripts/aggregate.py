@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from job_provenance import write_job_provenance
-
 from coachhook import figure_data, figures, report, table_formats, tables
 from coachhook.logs import log_to
+from job_provenance import write_job_provenance
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from job_provenance import write_job_provenance
-
 from coachhook.figures import write_csv
 from coachhook.logs import log_to
 from coachhook.study import Trial
 from coachhook.tuning import choose, search, write_chosen
+from job_provenance import write_job_provenance
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

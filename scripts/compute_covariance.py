@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from job_provenance import write_job_provenance
-
 from coachhook.covariance_file import computed_with
 from coachhook.logs import log_to, logger
+from job_provenance import write_job_provenance
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -43,7 +42,7 @@ def through_dvc(stage: str) -> bool:
     return done
 
 
-model, link = snakemake.wildcards.model, Path(snakemake.output.link)
+model, stage, link = snakemake.wildcards.model, snakemake.params.stage, Path(snakemake.output.link)
 log_to(snakemake.log[0], f"covariance {model}")
 environment = os.environ | {
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -51,7 +50,6 @@ environment = os.environ | {
 }
 output = Path("data/covariances") / f"{model}.safetensors"
 output.parent.mkdir(parents=True, exist_ok=True)
-stage = snakemake.params.stage
 if not (stage and through_dvc(stage)) and not run(*shlex.split(snakemake.params.command)):
     sys.exit(f"the covariance of {model} could not be computed; see {snakemake.log[0]}")
 link.unlink(missing_ok=True)

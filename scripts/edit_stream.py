@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from job_provenance import write_job_provenance
 
 from coachhook.devices import device_name
 from coachhook.logs import log_to
 from coachhook.preflight import Available, plan_stream, refuse_if_too_large
 from coachhook.requests import read_requests
 from coachhook.stream import StreamConfig, run_stream
+from job_provenance import write_job_provenance
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from job_provenance import write_job_provenance
-
 from coachhook.hub_models import build_model, fetch_model, request_texts
 from coachhook.logs import log_to
 from coachhook.requests import read_requests
+from job_provenance import write_job_provenance
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

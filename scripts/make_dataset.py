@@ -1,11 +1,8 @@
-"""Make one data set: the edit requests, the facts and further lines that a base model learns for them, and the
-requests that editors are trained on."""
+"""Make one data set: its edit requests, what a base model learns for them, and requests that editors are trained on."""
 
 import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from job_provenance import write_job_provenance
 
 from coachhook.contradictions import resolve_contradictions
 from coachhook.facts import facts_from_questions, facts_from_requests
@@ -14,6 +11,7 @@ from coachhook.logs import log_to, logger
 from coachhook.requests import read_requests, write_refused, write_requests
 from coachhook.splits import requests_apart, training_requests, training_requests_from_facts, tuning_requests
 from coachhook.world import WorldConfig, make_world, world_requests, write_facts
+from job_provenance import write_job_provenance
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

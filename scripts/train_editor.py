@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
 import torch
-from job_provenance import write_job_provenance
 
 from coachhook.devices import device_name
 from coachhook.hyperparameters import configure, registered
 from coachhook.loading import load_base_model
 from coachhook.logs import log_to
 from coachhook.requests import read_requests
+from job_provenance import write_job_provenance
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
