@@ -77,14 +77,13 @@ def verify(files: list[Path], told: Callable[[], None] = lambda: None) -> Verifi
     """
     damaged, outputs = [], 0
     inputs: dict[tuple[Path, str], list[str]] = defaultdict(list)
-    code: dict[str, list[str]] = defaultdict(list)
+    code: dict[str | None, list[str]] = defaultdict(list)
     versions: dict[tuple[str, str], list[str]] = defaultdict(list)
     for file in files:
         try:
             content = read_provenance(file)
         except ProvenanceError as error:
-            name, _, problem = str(error).partition(": ")
-            damaged.append(Finding(name, problem))
+            damaged.append(Finding(str(file), str(error).removeprefix(f"{file}: ")))
         else:
             outputs += len(content.outputs) + len(content.measured)
             damaged += _damage(file.parent, content)
