@@ -47,7 +47,7 @@ def test_it_tells_seeds_settings_and_the_chain_of_inputs_and_nothing_of_the_mach
     stream = finished.root / "results" / "streams" / STREAM.format("mend")
     told = read_provenance(stream / "provenance.json")
     assert told.settings["seed"] == 0
-    assert told.settings["hyperparameters"]["layers"] == [0, 1]
+    assert told.settings["hyperparameters"]["layers"] == [1, 2, 3]
     inputs = {os.path.normpath(stream.relative_to(finished.root) / name) for name in told.inputs}
     (editor,) = (finished.root / "results" / "editors" / "smoke").glob("mend.*.safetensors")
     assert inputs == {
