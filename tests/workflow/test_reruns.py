@@ -99,28 +99,23 @@ def test_the_finished_study_has_these_streams(finished):
 
 
 @pytest.fixture(scope="module")
-def with_records(finished) -> Project:
-    """One stream of a file of requests, beside the finished study."""
-    sets, records = finished.root / "config" / "datasets.yaml", finished.root / "data" / "records.json"
-    study = {"description": "Of a file.", "models": ["smoke"], "edits": 4, "batch_size": 4, "evaluate_every": 4}
-    table = {"datasets": ["records"], "methods": ["ft-m"], "seeds": [0]}
-    study |= {"protocols": ["easyedit"], "figures": {"hook": table}}
-    content = (finished.root / "data" / "examples" / "zsre.json").read_text(encoding="utf-8")
-    with (
-        added(finished.root / "config" / "studies" / "records.yaml", yaml.safe_dump(study)),
-        changed(sets, "\ndatasets:\n", "\ndatasets:\n  records: {file: records.json}\n"),
-        added(records, content),
-    ):
-        finished.snakemake(study="records")
+def of_a_file(finished) -> Project:
+    """A study of one stream of a file's requests, finished beside the other, on a tiny model."""
+    study = {"description": "Of a file.", "models": ["gpt-j"], "edits": 4, "batch_size": 4, "evaluate_every": 4}
+    figure = {"datasets": ["zsre"], "methods": ["ft-m"], "seeds": [0]}
+    study |= {"protocols": ["easyedit"], "figures": {"hook": figure}}
+    with added(finished.root / "config" / "studies" / "file.yaml", yaml.safe_dump(study)):
+        finished.snakemake(study="file", tiny=True)
         yield finished
 
 
-def test_a_file_of_requests_runs_again_what_is_made_of_it(with_records):
-    records = with_records.root / "data" / "records.json"
-    assert with_records.job_counts(study="records") == {}
-    records.touch()
-    assert with_records.job_counts(study="records") == {}
-    with changed(records, "?", "??"):
+def test_a_file_of_requests_runs_again_what_is_made_of_it(of_a_file):
+    file = of_a_file.root / "data" / "examples" / "zsre.json"
+    assert of_a_file.job_counts(study="file", tiny=True) == {}
+    file.touch()
+    assert of_a_file.job_counts(study="file", tiny=True) == {}
+    with changed(file, "?", "??"):
         jobs = {"make_dataset": 1, "edit_stream": 1, "draw_figure": 1, "aggregate": 1, "make_report": 1, "all": 1}
-        assert with_records.job_counts(study="records") == jobs
-        assert with_records.job_counts(study="smoke") == {}
+        # A tiny model's tokenizer is trained on the examples.
+        assert of_a_file.job_counts(study="file", tiny=True) == {"fetch_model": 1, **jobs}
+        assert of_a_file.job_counts() == {}
