@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from coachhook import figure_data, figures, report, table_formats, tables
 from coachhook.logs import log_to
 from coachhook.whole_files import write_text
+from job_provenance import write_job_provenance
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -27,3 +28,4 @@ for name, (kind, protocol, paths) in snakemake.params.tables.items():
     texts.append(report.summary_text(means, study, kind))
 write_text(snakemake.output.main, json.dumps(numbers, indent=2) + "\n")
 write_text(snakemake.output.text, "\n\n".join(text.strip() for text in texts) + "\n")
+write_job_provenance(snakemake, {"study": study, "tables": snakemake.params.tables})

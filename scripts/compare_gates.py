@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from coachhook.devices import device_name
 from coachhook.figures import write_csv
 from coachhook.gate_comparison import compare_gates
+from coachhook.gpus import take_gpus
 from coachhook.logs import log_to
 from coachhook.requests import read_requests
 from coachhook.stream import StreamConfig
+from job_provenance import write_job_provenance
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 wildcards, settings = snakemake.wildcards, dict(snakemake.params.stream)
 log_to(snakemake.log[0], f"gates, {wildcards.dataset}, {wildcards.method}, seed {wildcards.seed}")
 torch.set_num_threads(snakemake.threads)
+take_gpus(snakemake.resources.get("gpu", 0))  # this process's own until it ends
 model_dir, texts = Path(snakemake.input[0]).parent, Path(snakemake.input.text).read_text(encoding="utf-8")
 frame = compare_gates(
     StreamConfig(method=settings.pop("editor"), **settings),
@@ -26,3 +30,4 @@ frame = compare_gates(
     texts.splitlines(),
 )
 write_csv(frame, snakemake.output.gates)
+write_job_provenance(snakemake, snakemake.params.stream | {"device": device_name()})

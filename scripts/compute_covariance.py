@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coachhook.covariance_file import computed_with
 from coachhook.gpus import take_gpus
 from coachhook.logs import log_to, logger
 from coachhook.whole_files import whole_file
+from job_provenance import write_job_provenance
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -42,12 +44,12 @@ def through_dvc(stage: str) -> bool:
     return done
 
 
-model, link = snakemake.wildcards.model, Path(snakemake.output.link)
+model, stage, link = snakemake.wildcards.model, snakemake.params.stage, Path(snakemake.output.link)
 log_to(snakemake.log[0], f"covariance {model}")
 take_gpus(snakemake.resources.get("gpu", 0))  # this process's own, and its children's, until it ends
 environment = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-environment |= {"OMP_NUM_THREADS": str(snakemake.threads), "COACHHOOK_DEVICE_MAP": snakemake.params.device_map}
-output, stage = Path("data/covariances", f"{model}.safetensors"), snakemake.params.stage
+environment |= {"OMP_NUM_THREADS": str(snakemake.params.threads), "COACHHOOK_DEVICE_MAP": snakemake.params.device_map}
+output = Path("data/covariances", f"{model}.safetensors")
 output.parent.mkdir(parents=True, exist_ok=True)
 if not (stage and through_dvc(stage)) and not run(*shlex.split(snakemake.params.command)):
     sys.exit(1)
@@ -58,3 +60,4 @@ except OSError:
     with whole_file(link) as temporary:
         shutil.copyfile(output, temporary)
 os.utime(link)  # restored files may be older than the model; Snakemake compares times
+write_job_provenance(snakemake, {"command": snakemake.params.command}, versions=computed_with(link))

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from coachhook.devices import device_name
 from coachhook.gpus import take_gpus
 from coachhook.logs import log_to
 from coachhook.preflight import Available, plan_stream, refuse_if_too_large
 from coachhook.requests import read_requests
 from coachhook.stream import StreamConfig, run_stream
+from job_provenance import write_job_provenance
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -40,4 +42,11 @@ run_stream(
     trained_editor=snakemake.input.trained_editor or None,
     base_answers_dir=snakemake.params.base_answers,
     **loading,
+)
+further = [Path(snakemake.output.metrics).parent / f"{name}.json" for name in ("fluency", "ability")]
+write_job_provenance(
+    snakemake,
+    snakemake.params.stream | {"device": device_name()},
+    also=[file for file, asked in zip(further, (config.fluency, config.ability), strict=True) if asked],
+    measured=["cost.jsonl"],
 )

@@ -1,4 +1,4 @@
-"""Make one data set: edit requests, the facts and lines a base model learns for them, requests to train editors on."""
+"""Make one data set: its edit requests, what a base model learns for them, and requests that editors are trained on."""
 
 import itertools
 from pathlib import Path
@@ -12,6 +12,7 @@ from coachhook.requests import read_requests, write_refused, write_requests
 from coachhook.splits import requests_apart, training_requests, training_requests_from_facts, tuning_requests
 from coachhook.whole_files import write_text
 from coachhook.world import WorldConfig, make_world, world_requests, write_facts
+from job_provenance import write_job_provenance
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -58,3 +59,4 @@ write_facts(facts, snakemake.output.facts)
 write_text(snakemake.output.lines, "".join(f"{line}\n" for line in lines))
 counts = (len(requests), len(training), len(facts), len(lines), len(refused))
 logger.info("%d requests, %d more for training editors, %d facts, %d further lines; %d records refused", *counts)
+write_job_provenance(snakemake, {"source": source})

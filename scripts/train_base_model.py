@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is import
 from coachhook.base_model import TrainingConfig, train_base_model
 from coachhook.logs import log_to
 from coachhook.world import read_facts
+from job_provenance import write_job_provenance
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -21,5 +22,7 @@ train_base_model(
     TrainingConfig(**snakemake.params.training),
     Path(snakemake.output.text).parent,
     seed=snakemake.params.seed,
-    threads=snakemake.threads,
+    threads=snakemake.params.threads,
 )
+settings = {name: snakemake.params[name] for name in ("training", "seed", "threads")}
+write_job_provenance(snakemake, settings, measured=["training.json"])

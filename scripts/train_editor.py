@@ -9,11 +9,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is import
 
 import torch
 
+from coachhook.devices import device_name
 from coachhook.gpus import take_gpus
 from coachhook.hyperparameters import configure, registered
 from coachhook.loading import load_base_model
 from coachhook.logs import log_to
 from coachhook.requests import read_requests
+from job_provenance import write_job_provenance
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -32,3 +34,5 @@ method.train(
     checkpoint=snakemake.params.checkpoint,
     seed=snakemake.params.seed,
 )
+settings = {"settings": settings, "loading": snakemake.params.loading, "seed": snakemake.params.seed}
+write_job_provenance(snakemake, settings | {"device": device_name()})

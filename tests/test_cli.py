@@ -53,7 +53,7 @@ def test_each_command_says_what_it_does_with_an_example():
     commands = [command.name or command.callback.__name__ for command in app.registered_commands]
     assert set(commands) == {
         *("edit", "generate", "diff", "evaluate", "inspect", "rollback"),
-        *("covariance", "plan", "methods"),
+        *("covariance", "plan", "methods", "verify"),
     }
     for command in commands:
         assert re.search(rf"^│ {command} ", told.stdout, re.MULTILINE)

@@ -26,6 +26,7 @@ from workflow.conftest import copy_project
 import coachhook
 from coachhook import read_requests
 from coachhook.cli import app
+from coachhook.provenance import write_provenance
 from coachhook.requests import write_requests
 from coachhook.study import check_config, load_study
 
@@ -235,11 +236,22 @@ def tasks_of_lm_eval(tasks, tmp_path, monkeypatch) -> dict:
     return {}
 
 
+@pytest.fixture
+def results_of_a_study() -> dict:
+    stream = Path("results", "streams", "seed~0")
+    stream.mkdir(parents=True)
+    (stream / "metrics.jsonl").write_text("{}\n")
+    options = {"settings": {"seed": 0}, "command": "snakemake --cores all"}
+    write_provenance(stream / "provenance.json", outputs=[stream / "metrics.jsonl"], **options)
+    return {}
+
+
 # Pages whose code is about something said before it, or fetched, and the fixture that provides it.
 GIVEN = {
     "docs/command_line.md": "tasks_of_lm_eval",
     "docs/covariance.md": "published_files",
     "docs/models.md": "unknown_family",
+    "docs/provenance.md": "results_of_a_study",
     "src/coachhook/editor.py": "model_and_requests",
 }
 

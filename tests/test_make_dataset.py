@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from request_records import FLAT, ROME, real, written
+from snakemake.iocontainers import InputFiles, OutputFiles, Params
 
 from coachhook import hub_files
 from coachhook.hub_files import HubFileError
@@ -46,9 +47,12 @@ def make_dataset(tmp_path, monkeypatch):
         job = SimpleNamespace(
             log=[tmp_path / "log"],
             wildcards=SimpleNamespace(dataset="real"),
-            params=SimpleNamespace(source=source, records=str(tmp_path)),
-            output=SimpleNamespace(**outputs),
+            params=Params(fromdict={"source": source, "records": str(tmp_path), "code": "modules world: 0"}),
+            config={"study": "paper", "tiny": False, "records": str(tmp_path)},
+            input=InputFiles(),
+            output=OutputFiles(fromdict=outputs | {"provenance": tmp_path / "made.provenance.json"}),
         )
+        monkeypatch.syspath_prepend(ROOT / "scripts")
         runpy.run_path(str(ROOT / "scripts" / "make_dataset.py"), init_globals={"snakemake": job})
         with outputs["refused"].open(newline="", encoding="utf-8") as table:
             refused = [(row["record"], row["field"], row["file"]) for row in csv.DictReader(table)]

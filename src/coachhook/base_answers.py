@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from coachhook.code_digest import code_digest
 from coachhook.editor import Editor
 from coachhook.metrics import Answers, Question, predict_base
-from coachhook.provenance import code_digest
 from coachhook.whole_files import read_checked, write_checked
 
 

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from coachhook.architectures import ModelParts
 from coachhook.solver import CovarianceError
 from coachhook.tensor_files import DamagedFileError, read_tensors, write_tensors
+from coachhook.versions import package_versions
 
 _FORMAT = 1
+_COMPUTING = ("numpy", "safetensors", "tokenizers", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,16 @@ def write_covariance(covariance: Covariance, path: str | os.PathLike) -> None:
         "precision": "float64",
         "model_digest": covariance.model_digest,
         "convergence": {str(layer): points for layer, points in covariance.convergence.items()},
+        "versions": package_versions(_COMPUTING),
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, tensors, metadata)
+
+
+def computed_with(path: str | os.PathLike) -> dict[str, str]:
+    """Versions of the packages that wrote a covariance file, perhaps elsewhere and long ago; empty in older files."""
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get("coachhook", "{}")).get("versions", {})
 
 
 def read_covariance(

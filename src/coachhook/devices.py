@@ -19,6 +19,11 @@ def execution_device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
+def device_name() -> str:
+    """What results are computed on where nothing else is said: the first GPU's make, or `cpu`."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
 @contextmanager
 def weights_at_hand(module: nn.Module) -> Iterator[None]:
     """Inside, the module's own weights can be read; offloaded ones are loaded for as long as that."""

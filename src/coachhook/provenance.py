@@ -1,110 +1,181 @@
-"""Digests of the code that a result was computed with, blind to comments and docstrings."""
+"""What a result was made of and with: a JSON file beside it that two identical runs write alike, wherever and whenever.
+
+An input that has such a file itself is named by it, and stands for all files of its result: a large model is read once,
+however much is computed with it, and every result stands at the end of a chain of digests.
+"""
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import importlib.util
-from collections.abc import Collection, Iterator
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from coachhook.errors import CoachHookError
+from coachhook.versions import package_versions
+from coachhook.whole_files import file_digest, write_text
+
+FORMAT = 1
+NAME = "provenance.json"
 
 
-def code_digest(*modules: str, package: str = "coachhook", without: Collection[str] = ()) -> str:
-    """Digest of modules (`"stream"`, `"editors.memit"`) of a package and of all that they import from it.
+class File(BaseModel):
+    """A file as it was written."""
 
-    without: modules to leave out although they are imported.
+    bytes: int
+    sha256: str
 
-    Only statements count: a comment, a docstring or the formatting changes nothing. Modules are found where Python
-    would import them from, and nothing is imported. Raises ModuleNotFoundError for a module that does not exist.
+
+class Provenance(BaseModel):
+    """The content of a provenance file; see `write_provenance`. Relative paths start at its folder."""
+
+    format: int
+    command: str
+    revision: str | None = Field(description="commit of the project")
+    code: str | None
+    settings: dict[str, Any]
+    inputs: dict[str, str] = Field(description="SHA-256 by relative path")
+    elsewhere: dict[str, str] = Field(description="SHA-256 by name, of inputs that lay outside the project")
+    outputs: dict[str, File] = Field(description="by relative path")
+    measured: list[str] = Field(description="relative paths of outputs that hold times")
+    versions: dict[str, str]
+    digest: str = Field(description="SHA-256 of all this")
+
+    @property
+    def outputs_digest(self) -> str:
+        """SHA-256 of the outputs' names, sizes and digests: the same where the same bytes were made again."""
+        return _digest({name: file.model_dump() for name, file in self.outputs.items()})
+
+
+class ProvenanceError(CoachHookError, ValueError):
+    """A provenance file that cannot be read; one line with its path."""
+
+
+def write_provenance(
+    path: str | os.PathLike,
+    *,
+    outputs: Iterable[str | os.PathLike],
+    measured: Iterable[str | os.PathLike] = (),
+    inputs: Iterable[str | os.PathLike] = (),
+    settings: Mapping[str, Any],
+    command: str,
+    code: str | None = None,
+    versions: Mapping[str, str] | None = None,
+    root: str | os.PathLike = ".",
+) -> None:
+    """Write the provenance of outputs that are complete, at once and whole.
+
+    Arguments:
+        path: `provenance.json` in the folder of the result, or `NAME.provenance.json`.
+        outputs: the files that the result consists of.
+        measured: files of the result that hold times, so that no two runs write the same: named without a digest.
+        inputs: the files it was made from; those with a provenance beside them are named by it and its outputs' digest.
+        settings: all values that it depends on, seeds included.
+        command: makes it again, started in `root`.
+        code: what computed it, a `code_label`.
+        versions: of the packages that computed it, where that was not this process.
+        root: the project's folder. Files in it are named relative to `path`, others by their bare names.
+
+    Raises:
+        FileNotFoundError: an output or an input does not exist.
     """
-    root = Path(importlib.util.find_spec(package).origin).parent
-    found: dict[str, str] = {}
-    pending = list(modules)
-    while pending:
-        name = pending.pop()
-        if name in found or name in without:
-            continue
-        path = _source(root, name)
-        if path is None:
-            raise ModuleNotFoundError(f"{package}.{name}: no such module under {root}")
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        inside = f"{package}.{name}" if path.name == "__init__.py" else f"{package}.{name}".rpartition(".")[0]
-        pending += [other for other in _imports(tree, package, inside) if _source(root, other)]
-        found[name] = ast.dump(_without_docstrings(tree))
-    return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:16]
+    path, root = Path(path), Path(root)
+    relative = partial(os.path.relpath, start=path.parent)
+    named = {provenance_of(Path(file)) or Path(file) for file in inputs}
+    digests = {file: input_digest(file) for file in sorted(named)}
+    inside = [file for file in digests if not os.path.relpath(file, root).startswith("..")]
+    content = {
+        "format": FORMAT,
+        "command": command,
+        "revision": git_revision(root),
+        "code": code,
+        "settings": settings,
+        "inputs": {relative(file): digests[file] for file in inside},
+        "elsewhere": {file.name: digest for file, digest in digests.items() if file not in inside},
+        "outputs": {relative(file): _describe(file) for file in sorted(map(Path, outputs))},
+        "measured": [relative(file) for file in sorted(map(Path, measured))],
+        "versions": dict(versions or package_versions()),
+    }
+    content = json.loads(json.dumps(content))  # keys of settings become text before they are sorted
+    write_text(path, _pack(content | {"digest": _digest(content)}))
 
 
-def method_digest(name: str) -> str:
-    """Digest of the code of a stream: of the methods and of their registry only what concerns this one.
+def read_provenance(path: str | os.PathLike) -> Provenance:
+    """What `write_provenance` has written.
 
-    Adding a method thus leaves the results of all others as they are. Raises KeyError for an unknown method.
+    Raises:
+        ProvenanceError: the file is damaged, or of a newer format.
     """
-    return _digest(name, "stream")
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except ValueError:
+        raise ProvenanceError(f"{path}: is cut short, or no JSON file; remove it, and run what made it again") from None
+    newer = isinstance(content, dict) and content.get("format", 0)
+    if isinstance(newer, int) and newer > FORMAT:
+        raise ProvenanceError(f"{path}: has format {newer}, this version knows {FORMAT}; update coachhook")
+    try:
+        provenance = Provenance.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "content"
+        raise ProvenanceError(f"{path}: {where}: {first['msg']}") from None
+    if content.pop("digest") != _digest(content):
+        raise ProvenanceError(f"{path}: was changed; remove it, and run what made it again")
+    return provenance
 
 
-def training_digest(name: str) -> str:
-    """Digest of the code that trains a method's editor: of the method's module, and of all that it imports.
+def provenance_of(file: Path) -> Path | None:
+    """The provenance beside a file that names it as part of its result; None where there is none."""
+    for candidate in (file.with_name(NAME), file.with_suffix(f".{NAME}")):
+        if candidate.is_file():
+            content = read_provenance(candidate)
+            if file.name in content.outputs or file.name in content.measured:
+                return candidate
+    return None
 
-    Raises KeyError for an unknown method.
+
+def input_digest(file: Path) -> str:
+    """What stands for an input: of a provenance the digest of its outputs, of another file its SHA-256.
+
+    Raises:
+        ProvenanceError: the provenance is damaged, or of a newer format.
     """
-    return _digest(name)
+    return read_provenance(file).outputs_digest if is_provenance(file) else file_digest(file).hex()
 
 
-def _digest(name: str, *modules: str) -> str:
-    entry = _registry()[name]
-    module = entry.args[0].value.split(":")[0]
-    code = code_digest(*modules, f"editors.{module}", without=("editors",))
-    return hashlib.sha256((code + ast.dump(entry)).encode()).hexdigest()[:16]
+def is_provenance(file: Path) -> bool:
+    return file.name == NAME or file.name.endswith(f".{NAME}")
 
 
-def method_names() -> list[str]:
-    """Names of all registered methods, read without importing them (which would import torch)."""
-    return list(_registry())
+def git_revision(root: Path) -> str | None:
+    """The commit that is checked out in a project's folder; None where it is no git repository, or there is no git.
 
-
-def _registry() -> dict[str, ast.Call]:
-    root = Path(importlib.util.find_spec("coachhook").origin).parent
-    tree = ast.parse((root / "editors" / "__init__.py").read_text(encoding="utf-8"))
-    tables = (node.value for node in tree.body if isinstance(node, ast.AnnAssign) and node.target.id == "METHODS")
-    table = next(tables)
-    return {key.value: value for key, value in zip(table.keys, table.values, strict=True)}
-
-
-def _source(root: Path, name: str) -> Path | None:
-    path = root.joinpath(*name.split("."))
-    candidates = (path.with_suffix(".py"), path / "__init__.py")
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
-
-
-def _imports(tree: ast.Module, package: str, inside: str) -> Iterator[str]:
-    """Names, relative to the package, that may be modules; the package's own `__init__` is not followed.
-
-    inside: the package or subpackage that relative imports start from.
+    Whether files differ from that commit is not asked: the figures that a study redraws are among them, and what
+    counts is in the digest of the code.
     """
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = inside.split(".")[: len(inside.split(".")) - node.level + 1]
-                base = ".".join(filter(None, [*parents, base]))
-            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        yield from (full.removeprefix(f"{package}.") for full in names if full.startswith(f"{package}."))
+    command = ["git", "-C", str(root), "rev-parse", "--show-prefix", "HEAD"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    except FileNotFoundError:
+        return None
+    own = len(told) == 2 and not told[0] and re.fullmatch(r"[0-9a-f]{40,64}", told[1])
+    return told[1] if own else None
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [statement for statement in node.body if not _is_string(statement)]
-    return tree
+def _describe(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": file_digest(file).hex()}
 
 
-def _is_string(statement: ast.stmt) -> bool:
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
+def _pack(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_pack(content).encode()).hexdigest()

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from coachhook.base_answers import of_base
+from coachhook.code_digest import code_digest
 from coachhook.edit_request import EditRequest
 from coachhook.editor import Editor
 from coachhook.metrics.ability import general_ability
 from coachhook.metrics.fluency import generate_texts, ngram_entropy
-from coachhook.provenance import code_digest
 from coachhook.whole_files import file_digest, read_checked, write_checked, write_text
 
 if TYPE_CHECKING:

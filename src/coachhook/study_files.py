@@ -13,8 +13,8 @@ from typing import Any
 import jsonschema
 import yaml
 
+from coachhook.code_digest import method_names
 from coachhook.errors import CoachHookError
-from coachhook.provenance import method_names
 
 
 class StudyError(CoachHookError, ValueError):

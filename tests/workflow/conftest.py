@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class Project:
             "OMP_NUM_THREADS": "1",
             "GIT_CONFIG_GLOBAL": os.devnull,
             **{f"GIT_{who}_{what}": "tester" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+            # Two copies of the project are one commit.
+            **{f"GIT_{who}_DATE": "2020-02-02T02:02:02Z" for who in ("AUTHOR", "COMMITTER")},
         }
 
     def run(self, *command: str, fails: bool = False) -> str:
@@ -73,6 +76,26 @@ def copy_project(root: Path) -> Project:
     for name in FOLDERS:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     return Project(root)
+
+
+@contextmanager
+def changed(path: Path, old: str, new: str):
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def added(path: Path, text: str):
+    path.write_text(text, encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.unlink()
 
 
 @pytest.fixture(scope="session")

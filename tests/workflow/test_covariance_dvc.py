@@ -1,6 +1,7 @@
 """Covariances and DVC, with the real dvc and git: what is computed, what is restored, and what happens without them."""
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -18,17 +19,22 @@ COMPUTES = "Running stage"
 # What the rule does for a job, without Snakemake around it.
 RUN_SCRIPT = """
 import os, runpy, sys, types, yaml
+from snakemake.iocontainers import InputFiles, OutputFiles, Params
 from coachhook.study import covariance_command
 model, key = sys.argv[1:]
 settings = yaml.safe_load(open("config/models.yaml"))["models"][model]["covariance"]
+stem = f"results/covariances/{model}.{key}"
+command = {"command": covariance_command(model, settings), "stage": f"covariance@{model}"}
 job = types.SimpleNamespace(
     wildcards=types.SimpleNamespace(model=model),
-    output=types.SimpleNamespace(link=f"results/covariances/{model}.{key}.safetensors"),
-    params=types.SimpleNamespace(command=covariance_command(model, settings), stage=f"covariance@{model}"),
+    config={"study": "smoke", "tiny": False, "records": "data"},
+    input=InputFiles([f"results/models/{model}/model.safetensors"]),
+    output=OutputFiles(fromdict={"link": f"{stem}.safetensors", "provenance": f"{stem}.provenance.json"}),
+    params=Params(fromdict={**command, "threads": 1, "code": "modules covariance texts: 0"}),
     log=[f"logs/{model}.log"],
-    threads=1,
 )
 os.makedirs("results/covariances", exist_ok=True)
+sys.path.append("scripts")
 runpy.run_path("scripts/compute_covariance.py", init_globals={"snakemake": job})
 """
 
@@ -72,6 +78,10 @@ def _covariance(project: Project, model: str = "first", key: str = "0" * 8) -> t
     log = (project.root / "logs" / f"{model}.log").read_text(encoding="utf-8")
     link = project.root / "results" / "covariances" / f"{model}.{key}.safetensors"
     return log, hashlib.sha256(link.read_bytes()).hexdigest()
+
+
+def _provenance(project: Project, model: str = "first", key: str = "0" * 8) -> bytes:
+    return (project.root / "results" / "covariances" / f"{model}.{key}.provenance.json").read_bytes()
 
 
 def _set_tokens(project: Project, model: str, tokens: int) -> None:
@@ -135,6 +145,10 @@ def test_a_fresh_clone_restores_what_dvc_lock_names(shared, tmp_path, model_fold
     log, restored = _covariance(clone)
     assert COMPUTES not in log
     assert restored == digest
+    _covariance(project)  # again, at the commit that the clone has
+    told = _provenance(clone)
+    assert told == _provenance(project)
+    assert json.loads(told)["versions"].keys() >= {"python", "coachhook", "torch", "transformers"}
 
 
 def test_a_fresh_clone_without_dvc_lock_restores_from_the_run_cache(shared, tmp_path, model_folders):

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from coachhook.provenance import read_provenance
 from coachhook.study import load_study
 
 from .conftest import Project, copy_project
@@ -106,8 +107,12 @@ def test_a_part_of_the_paper_s_study_runs_on_tiny_models_through_every_rule(proj
     shares = pd.read_csv(figures / "contradictions.csv")
     assert set(shares["dataset"]) == {"tiny-zsre", "tiny-counterfact-edit"}
     assert (figures / "table_single_round.md").exists()
-    config = json.loads((project.root / "results" / "models" / "tiny-gpt-j" / "config.json").read_text())
+    model = project.root / "results" / "models" / "tiny-gpt-j"
+    config = json.loads((model / "config.json").read_text())
     assert (config["n_layer"], config["dtype"]) == (28, "float16")
+    source = json.loads((model / "source.json").read_text())
+    assert set(read_provenance(model / "provenance.json").outputs) == {*source["files"], "source.json"}
+    assert "all that they were made with is the same" in project.run("coachhook", "verify", "results")
     assert (project.root / "report-tiny-part.html").exists()
     study = load_study("part", project.root / "config", project.root / "workflow" / "schemas", tiny=True)
     for path, stream in study.streams.items():

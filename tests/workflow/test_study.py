@@ -7,8 +7,6 @@ import re
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -17,7 +15,7 @@ import yaml
 from coachhook.editors import METHODS
 from coachhook.study import load_study
 
-from .conftest import Project
+from .conftest import Project, added, changed
 
 pytestmark = pytest.mark.study
 SCORES = ("reliability", "generality", "locality")
@@ -88,42 +86,6 @@ def test_a_second_run_does_nothing_and_is_quick(finished):
     assert "Nothing to be done" in finished.snakemake()
     assert time.monotonic() - started < 15
     assert {path: path.stat().st_mtime_ns for path in before} == before
-
-
-@contextmanager
-def changed(path: Path, old: str, new: str):
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new, 1), encoding="utf-8")
-    try:
-        yield
-    finally:
-        path.write_text(text, encoding="utf-8")
-
-
-def test_a_change_runs_again_what_it_touches(finished):
-    library = finished.root / "src" / "coachhook"
-    with changed(library / "hooks.py", "import torch\n", "import torch\n\n_CHANGED = True\n"):
-        assert finished.jobs() >= {"edit_stream", "draw_figure", "aggregate", "make_report"}
-        assert not finished.jobs() & {"make_dataset", "train_base_model", "compute_covariance"}
-    with changed(library / "editors" / "training.py", "import random\n", "import random\n\n_CHANGED = True\n"):
-        assert finished.jobs() >= {"train_editor", "edit_stream", "draw_figure"}
-        assert finished.job_counts()["train_editor"] == finished.job_counts()["edit_stream"] == 2  # MEND's and SERAC's
-    with changed(library / "hooks.py", "import torch\n", "import torch  # tensors\n"):
-        assert finished.jobs() == set()
-    with changed(finished.root / "config" / "models.yaml", "max_tokens: 5000", "max_tokens: 4000"):
-        assert finished.jobs() >= {"compute_covariance", "edit_stream"}
-        assert "train_base_model" not in finished.jobs()
-    assert finished.jobs() == set()
-
-
-@contextmanager
-def added(path: Path, text: str):
-    path.write_text(text, encoding="utf-8")
-    try:
-        yield
-    finally:
-        path.unlink()
 
 
 def test_a_further_method_is_one_module_one_file_and_one_line_and_runs_no_other_again(finished):
@@ -231,7 +193,7 @@ def test_a_killed_run_goes_on_with_the_same_command_to_the_same_bytes(finished):
     path = finished.root / "config" / "studies" / "killed.yaml"
     path.write_text(yaml.safe_dump(study), encoding="utf-8")
     stream = finished.root / "results/streams/model~smoke/dataset~smoke-completions/method~coachhook"
-    names = ("metrics.jsonl", "records.parquet", "zscores.parquet")
+    names = ("metrics.jsonl", "records.parquet", "zscores.parquet", "provenance.json")
     results = [stream / "setting~default/seed~7" / name for name in names]
     try:
         _kill_after_step(finished, 3)

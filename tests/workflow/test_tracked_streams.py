@@ -44,6 +44,9 @@ def test_a_fresh_clone_pulls_the_streams_and_redraws_without_editing(shared, tmp
         drawn, first = (project.root / "figures" / "smoke" / name for project in (clone, shared))
         assert drawn.read_bytes() == first.read_bytes(), name
     assert not (clone.root / "results" / "models").exists()
+    shown = clone.run("coachhook", "verify", "results")
+    assert "absent input: results/models/smoke/provenance.json is not there (22 results)" in shown
+    assert "as they were written, but not all that they were made with is here" in shown
     assert "Nothing to be done" in clone.snakemake()
 
 

@@ -6,6 +6,7 @@ rule train_base_model:
         get_trained_files("{model}"),
         text="results/models/{model}/text.txt",
         report="results/models/{model}/training.json",
+        provenance="results/models/{model}/provenance.json",
     log:
         "logs/train_base_model/{model}.log",
     benchmark:
@@ -14,7 +15,6 @@ rule train_base_model:
         model="|".join(TRAINED_MODELS) or "none",
     conda:
         "../../environment.yml"
-    # The weights depend on the number of threads; with fewer cores than this, Snakemake lowers it.
     threads: 2
     resources:
         mem_mb=growing(4000),
@@ -23,7 +23,9 @@ rule train_base_model:
     params:
         training=get_training,
         seed=get_model_seed,
-        code=code_digest("base_model"),
+        # The weights depend on it, so it is the same with fewer cores, for which Snakemake lowers `threads`.
+        threads=2,
+        code=code_label("modules", "base_model"),
     message:
         "Base model {wildcards.model}: learns its facts"
     script:
@@ -36,6 +38,7 @@ rule fetch_model:
     output:
         get_fetched_files("{model}"),
         text=["results/models/{model}/text.txt"] if config["tiny"] else [],
+        provenance="results/models/{model}/provenance.json",
     log:
         "logs/fetch_model/{model}.log",
     benchmark:

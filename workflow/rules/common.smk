@@ -9,8 +9,8 @@ import yaml
 from snakemake.exceptions import WorkflowError
 
 from coachhook import resources
+from coachhook.code_digest import code_label
 from coachhook.errors import one_line
-from coachhook.provenance import code_digest, method_digest, training_digest
 from coachhook.study import StudyError, check_config, covariance_command, load_study, settings_key
 from coachhook.whole_files import check_writable
 
@@ -35,9 +35,9 @@ CONFIG = [f"{name}={value}" for name, value in config.items()]
 TRAINED_MODELS = [name for name, entry in study.models.items() if "dataset" in entry]
 FETCHED_MODELS = [name for name in study.models if name not in TRAINED_MODELS]
 STREAM = "model~{model}/dataset~{dataset}/method~{method}/setting~{setting}/seed~{seed}"
-METHOD_CODE = {editor: method_digest(editor) for editor in {stream.editor for stream in study.streams.values()}}
+METHOD_CODE = {editor: code_label("method", editor) for editor in {stream.editor for stream in study.streams.values()}}
 TRAINED_EDITORS = {stream.trained_editor: stream for stream in study.streams.values() if stream.training is not None}
-TRAINING_CODE = {stream.editor: training_digest(stream.editor) for stream in TRAINED_EDITORS.values()}
+TRAINING_CODE = {stream.editor: code_label("training", stream.editor) for stream in TRAINED_EDITORS.values()}
 PROTOCOLS = next(iter(study.streams.values())).protocols
 # Per file the round, the protocol and the streams of a table; the first protocol's has no suffix.
 TABLES = {
@@ -59,6 +59,7 @@ RESULTS_OF = {
     "cost": ["metrics.jsonl", "cost.jsonl"],
     "gate": ["gates.csv"],
 }
+TIMED_FIGURES = ["cost"]  # drawn from times, so that no two runs draw the same
 # `full` is `mini` with more seeds, and `tuning` finds the values of both: they share a folder.
 FIGURES = "figures" if study.name in ("mini", "full", "tuning") else f"figures/{study.name}"
 REPORT = "report.html" if study.name in ("mini", "full") else f"report-{study.name}.html"
@@ -296,7 +297,9 @@ def check_folders():
     unfinished = [path for path in study.streams if not Path(f"results/streams/{path}/metrics.jsonl").exists()]
     folders = [".snakemake", "logs", "results", "data/covariances", FIGURES]
     try:
-        for folder in folders + [f"results/{kind}/{path}" for path in unfinished for kind in ("streams", "checkpoints")]:
+        for folder in folders + [
+            f"results/{kind}/{path}" for path in unfinished for kind in ("streams", "checkpoints")
+        ]:
             check_writable(folder)
     except OSError as error:
         raise WorkflowError(one_line(error)) from None

@@ -4,6 +4,7 @@ rule compute_covariance:
         text=get_covariance_text,
     output:
         link="results/covariances/{model}.{key}.safetensors",
+        provenance="results/covariances/{model}.{key}.provenance.json",
     log:
         "logs/compute_covariance/{model}.{key}.log",
     benchmark:
@@ -20,7 +21,9 @@ rule compute_covariance:
         stage=get_covariance_stage,
         command=get_covariance_command,
         device_map=get_device_map,
-        code=code_digest("covariance", "texts"),
+        # Sums depend on it, so it is the same with fewer cores, for which Snakemake lowers `threads`.
+        threads=2,
+        code=code_label("modules", "covariance", "texts"),
     message:
         "Covariance of {wildcards.model}: restored by DVC, or computed"
     script:

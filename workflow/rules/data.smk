@@ -7,6 +7,7 @@ rule make_dataset:
         facts="results/datasets/{dataset}/facts.json",
         lines="results/datasets/{dataset}/lines.txt",
         refused="results/datasets/{dataset}/refused.csv",
+        provenance="results/datasets/{dataset}/provenance.json",
     log:
         "logs/make_dataset/{dataset}.log",
     conda:
@@ -18,7 +19,7 @@ rule make_dataset:
     params:
         source=get_source,
         records=str(RECORDS),
-        code=code_digest("world", "facts", "splits", "contradictions"),
+        code=code_label("modules", "world", "facts", "splits", "contradictions"),
     message:
         "Data set {wildcards.dataset}: requests, and the facts that they are about"
     script:

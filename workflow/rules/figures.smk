@@ -10,6 +10,8 @@ rule draw_figure:
             category="Figures",
             labels={"figure": "{figure}"},
         ),
+        # Not in the folder of figures, which git keeps; and as studies share that folder, under its name.
+        provenance=f"results/{FIGURES}/{{figure}}.provenance.json",
     log:
         f"logs/draw_figure/{study.name}/{{figure}}.log",
     conda:
@@ -21,7 +23,8 @@ rule draw_figure:
         runtime=growing(60),
     params:
         parts=get_figure_parts,
-        code=code_digest("figures"),
+        timed=TIMED_FIGURES,
+        code=code_label("modules", "figures"),
     message:
         "Figure {wildcards.figure}"
     script:

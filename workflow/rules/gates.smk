@@ -6,6 +6,7 @@ rule compare_gates:
         text=get_covariance_text,
     output:
         gates=f"results/streams/{STREAM}/gates.csv",
+        provenance=f"results/streams/{STREAM}/gates.provenance.json",
     log:
         f"logs/compare_gates/{STREAM}.log",
     benchmark:
@@ -14,13 +15,13 @@ rule compare_gates:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards: get_resources("stream", "memory_mb", wildcards),
-        disk_mb=lambda wildcards: get_resources("stream", "disk_mb", wildcards),
-        runtime=lambda wildcards: get_resources("stream", "minutes", wildcards),
-        gpu=lambda wildcards: get_resources("stream", "gpus", wildcards),
+        mem_mb=growing(needed("stream", "memory_mb")),
+        disk_mb=needed("stream", "disk_mb"),
+        runtime=growing(needed("stream", "minutes")),
+        gpu=needed("stream", "gpus"),
     params:
         stream=get_stream_settings,
-        code=code_digest("gate_comparison"),
+        code=code_label("modules", "gate_comparison"),
     message:
         "Gates of {wildcards.method} on {wildcards.model} with {wildcards.dataset}, seed {wildcards.seed}"
     script:

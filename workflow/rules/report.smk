@@ -1,6 +1,7 @@
 rule aggregate:
     input:
         metrics=collect("results/streams/{path}/metrics.jsonl", path=get_table_streams()),
+        provenance=collect("results/streams/{path}/provenance.json", path=get_table_streams()),
         introduction="workflow/report/workflow.rst",
     output:
         report(
@@ -12,6 +13,7 @@ rule aggregate:
         collect(f"{FIGURES}/table_{{table}}.{{ending}}", table=TABLES, ending=["md", "tex"]),
         main=f"{FIGURES}/metrics.json",
         text=f"results/studies/{study.name}/report.rst",
+        provenance=f"results/{FIGURES}/tables.provenance.json",
     log:
         f"logs/aggregate/{study.name}.log",
     localrule: True
@@ -25,7 +27,7 @@ rule aggregate:
         study=study.name,
         description=study.description,
         tables=TABLES,
-        code=code_digest("report"),
+        code=code_label("modules", "report"),
     message:
         "Study {params.study}: tables, and what came out in words"
     script:
@@ -35,18 +37,22 @@ rule aggregate:
 rule gather_metrics:
     input:
         metrics=collect("results/streams/{path}/metrics.jsonl", path=study.streams),
+        provenance=collect("results/streams/{path}/provenance.json", path=study.streams),
     output:
         metrics=f"results/studies/{study.name}/metrics.csv",
+        provenance=f"results/studies/{study.name}/metrics.provenance.json",
     log:
         f"logs/gather_metrics/{study.name}.log",
+    localrule: True
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=8000,
+        mem_mb=growing(8000),
         disk_mb=1000,
-        runtime=60,
+        runtime=growing(60),
     params:
-        code=code_digest("figures"),
+        study=study.name,
+        code=code_label("modules", "figures"),
     message:
         "All metrics of all streams in one table"
     script:

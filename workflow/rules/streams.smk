@@ -9,6 +9,7 @@ rule edit_stream:
         records=f"results/streams/{STREAM}/records.parquet",
         zscores=f"results/streams/{STREAM}/zscores.parquet",
         cost=f"results/streams/{STREAM}/cost.jsonl",
+        provenance=f"results/streams/{STREAM}/provenance.json",
     log:
         f"logs/edit_stream/{STREAM}.log",
     benchmark:

@@ -4,6 +4,7 @@ rule train_editor:
         requests=get_training_requests,
     output:
         editor="results/editors/{model}/{method}.{key}.safetensors",
+        provenance="results/editors/{model}/{method}.{key}.provenance.json",
     log:
         "logs/train_editor/{model}/{method}.{key}.log",
     benchmark:

@@ -4,6 +4,7 @@ rule choose:
     output:
         tuned=collect("config/tuned/{model}.yaml", model=sorted({trial.model for trial in study.trials})),
         search=f"{FIGURES}/search.csv",
+        provenance=f"results/{FIGURES}/search.provenance.json",
     log:
         f"logs/choose/{study.name}.log",
     localrule: True
@@ -16,7 +17,7 @@ rule choose:
     params:
         trials=get_trials(),
         protocol=PROTOCOLS[0],
-        code=code_digest("tuning"),
+        code=code_label("modules", "tuning"),
     message:
         "Hyper-parameters: the best of each method's trials"
     script:

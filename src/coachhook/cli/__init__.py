@@ -14,13 +14,14 @@ from coachhook.cli.methods_command import methods
 from coachhook.cli.plan_command import plan
 from coachhook.cli.rollback_command import rollback
 from coachhook.cli.shared import one_line_errors
+from coachhook.cli.verify_command import verify
 
 __all__ = ["app", "one_line_errors"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 for _command in (edit, generate, diff, evaluate, inspect, rollback):
     app.command(rich_help_panel="Edit a model")(_command)
-for _command in (covariance, plan, methods):
+for _command in (covariance, plan, methods, verify):
     app.command(rich_help_panel="Prepare")(_command)
 
 
