@@ -272,7 +272,8 @@ def test_what_is_damaged_in_a_checkpoint_is_made_again(inputs, unbroken, tmp_pat
     for name in names:
         path = tmp_path / "steps" / name
         path.write_bytes(damage(path.read_bytes()))
-    assert finish(inputs, tmp_path) == unbroken[1]
+    run_stream(StreamConfig(**CONFIG), *inputs, **folders(tmp_path))  # in this process, whose log is looked at
+    assert results(tmp_path) == unbroken[1]
     for name in names:
         assert f"{name}: damaged" in caplog.text
         assert read_checked(tmp_path / "steps" / name) is not None
