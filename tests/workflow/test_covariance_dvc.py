@@ -30,7 +30,8 @@ job = types.SimpleNamespace(
     config={"study": "smoke", "tiny": False, "records": "data"},
     input=InputFiles([f"results/models/{model}/model.safetensors"]),
     output=OutputFiles(fromdict={"link": f"{stem}.safetensors", "provenance": f"{stem}.provenance.json"}),
-    params=Params(fromdict={**command, "threads": 1, "code": "modules covariance texts: 0"}),
+    params=Params(fromdict={**command, "threads": 1, "device_map": "", "code": "modules covariance texts: 0"}),
+    resources={},
     log=[f"logs/{model}.log"],
 )
 os.makedirs("results/covariances", exist_ok=True)
