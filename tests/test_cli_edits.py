@@ -106,7 +106,7 @@ def test_inspect_shows_steps_thresholds_and_sizes_without_a_model(copy, editor, 
         (number, 3, step.time) for number, step in enumerate(editor.journal, 1)
     ]
     thresholds = {str(layer): alpha for layer, alpha in editor.thresholds().items()}
-    assert told["steps"][-1]["thresholds"] == {"alpha": thresholds}
+    assert told["steps"][-1]["thresholds"] == {"tau": thresholds}
     shown = done("inspect", copy)
     assert "6 requests in 2 steps, " in shown
     assert "coachhook, gate paper, layers 1, 2" in shown

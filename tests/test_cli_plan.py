@@ -26,7 +26,7 @@ def test_a_plan_needs_the_configuration_only(directory):
     assert result.exit_code == 0, result.output
     covariance, stream, end = result.stdout.split("\n\n")
     assert covariance.startswith(f"Covariance of {directory}, layers 1, 2\n")
-    assert stream.startswith(f"Coachhook on {directory}, 50 edits in batches of 30\n")
+    assert stream.startswith(f"Coachhook-leverage on {directory}, 50 edits in batches of 30\n")
     assert end == "Each of these fits on this machine.\n"
     for job in (covariance, stream):
         for words in (

@@ -198,7 +198,7 @@ def test_streams_get_a_gpu_each_and_go_where_gpus_are(disturbed):
     assert gpus_of_streams(project) <= {"0", "1"}
     rules = {job.rule.split("_wildcards_")[0].removeprefix("rule_") for job in sent}
     assert rules == {"make_dataset", "train_base_model", "compute_covariance", "edit_stream", "draw_figure"}
-    assert "Study cluster: all metrics" in said  # beside Snakemake, as the report is
+    assert "Study cluster: tables" in said  # beside Snakemake, as the report is
 
 
 def test_results_are_those_of_a_local_run_byte_by_byte(disturbed, tmp_path):

@@ -12,15 +12,17 @@ from .conftest import Project, added, changed
 
 pytestmark = pytest.mark.study
 STREAMS = 22
-DRAWING = {"draw_figure": 7, "aggregate": 1, "make_report": 1}
-ONE = {"edit_stream": 1, **DRAWING, "draw_figure": 1}
+DRAWING = {"draw_figure": 8, "aggregate": 1, "gather_metrics": 1, "make_report": 1}
+GATES = {"compare_gates": 2}
+# A stream that a figure shows and no table: tables stay as they are.
+ONE = {"edit_stream": 1, "draw_figure": 1, "gather_metrics": 1, "make_report": 1}
 ONE_METHOD = {"edit_stream": 1, **DRAWING, "draw_figure": 2}  # the figures that show every method
 TRAINED = {"train_editor": 2, "edit_stream": 2, **DRAWING, "draw_figure": 2}
-LOCATE_THEN_EDIT = {"edit_stream": 14, **DRAWING}
-LAMBDA = {"edit_stream": 11, **DRAWING}  # EMMET has its own, AlphaEdit and ROME have none
-LAYERS = {"train_editor": 1, "edit_stream": 17, **DRAWING}  # five methods have their own, MEND among them
+LOCATE_THEN_EDIT = {"edit_stream": 14, **GATES, **DRAWING}
+LAMBDA = {"edit_stream": 11, **GATES, **DRAWING}  # EMMET has its own, AlphaEdit and ROME have none
+LAYERS = {"train_editor": 1, "edit_stream": 17, **GATES, **DRAWING}  # five methods have their own, MEND among them
 COVARIANCE = {"compute_covariance": 1, **LOCATE_THEN_EDIT}
-EDITING = {"edit_stream": STREAMS, **DRAWING}
+EDITING = {"edit_stream": STREAMS, **GATES, **DRAWING}
 MODEL = {"train_base_model": 1, "compute_covariance": 1, "train_editor": 2, **EDITING}
 LIBRARY, MODELS, STUDY = "src/coachhook", "config/models.yaml", "config/studies/smoke.yaml"
 WORLD = "smoke:\n    seed: 0\n    subjects"
@@ -115,7 +117,7 @@ def test_a_file_of_requests_runs_again_what_is_made_of_it(of_a_file):
     file.touch()
     assert of_a_file.job_counts(study="file", tiny=True) == {}
     with changed(file, "?", "??"):
-        jobs = {"make_dataset": 1, "edit_stream": 1, "draw_figure": 1, "aggregate": 1, "make_report": 1, "all": 1}
+        jobs = {"make_dataset": 1, **ONE, "aggregate": 1, "all": 1}
         # A tiny model's tokenizer is trained on the examples.
         assert of_a_file.job_counts(study="file", tiny=True) == {"fetch_model": 1, **jobs}
         assert of_a_file.job_counts() == {}

@@ -38,7 +38,7 @@ def test_a_fresh_clone_pulls_the_streams_and_redraws_without_editing(shared, tmp
     clone = Project(tmp_path / "clone")
     shared.run("git", "clone", "--quiet", str(shared.root), str(clone.root))
     clone.run("dvc", "pull", "--allow-missing")
-    assert clone.jobs() == {"draw_figure", "aggregate", "make_report", "all"}
+    assert clone.jobs() == {"draw_figure", "aggregate", "gather_metrics", "make_report", "all"}
     clone.snakemake()
     for name in ("hook.csv", "lambda.csv", "zscore.csv", "retention.csv", "hook.png", "metrics.json"):
         drawn, first = (project.root / "figures" / "smoke" / name for project in (clone, shared))
