@@ -48,7 +48,9 @@ model, stage, link = snakemake.wildcards.model, snakemake.params.stage, Path(sna
 log_to(snakemake.log[0], f"covariance {model}")
 take_gpus(snakemake.resources.get("gpu", 0))  # this process's own, and its children's, until it ends
 environment = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-environment |= {"OMP_NUM_THREADS": str(snakemake.params.threads), "COACHHOOK_DEVICE_MAP": snakemake.params.device_map}
+# Snakemake sets both to the cores there are, and sums depend on them.
+environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(snakemake.params.threads))
+environment |= {"COACHHOOK_DEVICE_MAP": snakemake.params.device_map}
 output = Path("data/covariances", f"{model}.safetensors")
 output.parent.mkdir(parents=True, exist_ok=True)
 if not (stage and through_dvc(stage)) and not run(*shlex.split(snakemake.params.command)):

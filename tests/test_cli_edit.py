@@ -156,7 +156,9 @@ def test_what_the_user_can_mend_is_one_line_and_nothing_is_written(folder, reque
     before = contents(folder.path)
     model, edits, new = folder.model, folder / "edits", folder / "new"
     start = ("edit", model, "--requests", folder.week(1), "--out", new)
-    refused("--covariance: method coachhook-leverage needs one; make it once per model with `coachhook covariance`", *start)
+    refused(
+        "--covariance: method coachhook-leverage needs one; make it once per model with `coachhook covariance`", *start
+    )
     covered = (*start, "--covariance", folder.covariance)
     refused("method: 'best' is unknown; use one of coachhook,", *covered, "--method", "best")
     refused("alhpa: extra inputs are not permitted", *covered, "--set", "alhpa=2")
