@@ -109,7 +109,7 @@ def test_inspect_shows_steps_thresholds_and_sizes_without_a_model(copy, editor, 
     assert told["steps"][-1]["thresholds"] == {"tau": thresholds}
     shown = done("inspect", copy)
     assert "6 requests in 2 steps, " in shown
-    assert "coachhook, gate paper, layers 1, 2" in shown
+    assert "coachhook-leverage, gate leverage, layers 1, 2" in shown
     assert "  ".join(f"{alpha:.3g}" for alpha in thresholds.values()) in shown
     shown = done("inspect", copy, "--step", 2)
     assert all(request.text in shown and request.target_new in shown for request in editor.journal[1].requests)

@@ -34,12 +34,14 @@ def code_digest(*modules: str, package: str = "coachhook", without: Collection[s
     return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:16]
 
 
-def method_digest(name: str) -> str:
+def method_digest(name: str, *modules: str) -> str:
     """Digest of the code of a stream: of the methods and of their registry only what concerns this one.
 
     Adding a method thus leaves the results of all others as they are. Raises KeyError for an unknown method.
+
+    modules: what the stream is run by besides.
     """
-    return _digest(name, "stream")
+    return _digest(name, "stream", *modules)
 
 
 def training_digest(name: str) -> str:
@@ -53,7 +55,7 @@ def training_digest(name: str) -> str:
 def code_label(kind: str, *names: str) -> str:
     """Code by what it is and its digest, such as `modules covariance texts: 0123456789abcdef`.
 
-    kind: `modules` (names: modules), `method` or `training` (name: a method).
+    kind: `modules` (names: modules), `method` (names: a method, further modules) or `training` (name: a method).
     """
     return f"{kind} {' '.join(names)}: {_DIGESTS[kind](*names)}"
 

@@ -219,6 +219,10 @@ def get_method_code(wildcards):
     return METHOD_CODE[get_stream(wildcards).editor]
 
 
+def get_gates_code(wildcards):
+    return code_label("method", get_stream(wildcards).editor, "gate_comparison")
+
+
 def get_table_streams():
     """The streams of all tables; a further value in a figure thus leaves the tables as they are."""
     return sorted({path for paths in study.tables.values() for path in paths})

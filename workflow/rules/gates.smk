@@ -21,7 +21,7 @@ rule compare_gates:
         gpu=needed("stream", "gpus"),
     params:
         stream=get_stream_settings,
-        code=code_label("modules", "gate_comparison"),
+        code=get_gates_code,
     message:
         "Gates of {wildcards.method} on {wildcards.model} with {wildcards.dataset}, seed {wildcards.seed}"
     script:
