@@ -16,7 +16,6 @@ from job_provenance import write_job_provenance
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
-
 DRAW = ("form", "count", "seed")
 FACTS = {"relations": facts_from_requests, "questions": facts_from_questions}
 
@@ -57,6 +56,6 @@ write_refused(refused, snakemake.output.refused)
 write_requests(training, snakemake.output.training)
 write_facts(facts, snakemake.output.facts)
 write_text(snakemake.output.lines, "".join(f"{line}\n" for line in lines))
-counts = (len(requests), len(training), len(facts), len(lines), len(refused))
+counts = [len(made) for made in (requests, training, facts, lines, refused)]
 logger.info("%d requests, %d more for training editors, %d facts, %d further lines; %d records refused", *counts)
 write_job_provenance(snakemake, {"source": source})

@@ -39,7 +39,7 @@ def test_peak_memory_is_what_is_announced():
     assert len(found) == 5, said
     for _, announced, measured in found:
         assert float(announced) > 0.4  # not so small that the libraries are all of it
-        assert 0.9 < float(announced) / float(measured) < 1.3, said
+        assert 0.85 < float(announced) / float(measured) < 1.2, said
 
 
 @pytest.mark.parametrize("method", TRAINED)
@@ -87,7 +87,7 @@ def test_of_published_sizes_the_network_is_what_its_equations_say():
 def largest_moment(**changes):
     given = {"layers": (13, 14), "training": {}, "dtype": "float32", **changes}
     needs = plan_training(GPT2_XL, given.pop("method", "mend"), given.pop("layers"), **given)
-    (name,) = needs.parts.keys() - {"weights", EDITOR, "writing a checkpoint", "libraries"}
+    (name,) = needs.parts.keys() - {"weights", EDITOR, "libraries"}
     return name, needs.parts[name], needs
 
 
@@ -100,7 +100,6 @@ def test_the_largest_moment_is_named():
     name, count, needs = largest_moment(method="serac", training=alone)
     assert name == "a copy of the best network"
     assert count == pytest.approx(1.2 * 2 * needs.parts[EDITOR] / 4)
-    assert needs.parts["writing a checkpoint"] == 2 * needs.parts[EDITOR]
 
 
 def test_larger_batches_texts_and_networks_need_more():
@@ -119,9 +118,8 @@ def test_larger_batches_texts_and_networks_need_more():
 def test_on_a_gpu_the_checkpoint_is_in_main_memory():
     _, count, needs = largest_moment(method="serac", device="cuda")
     network = needs.parts[EDITOR] // 4
-    assert "writing a checkpoint" not in needs.parts
     assert count >= 2 * network
-    assert needs.host_bytes >= 12 * network
+    assert needs.host_bytes == max(needs.parts["weights"], 4 * network) + needs.parts["libraries"]
     assert largest_moment(method="serac")[2].host_bytes == 0
 
 

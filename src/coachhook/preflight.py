@@ -43,8 +43,8 @@ from coachhook.stream_needs import (
 from coachhook.training_needs import (
     LossNeeds,
     TrainingShape,
+    checkpoint_bytes,
     network_bytes,
-    packed_bytes,
     training_disk,
     training_memory,
     training_seconds,
@@ -219,8 +219,7 @@ def plan_training(
     memory = {"weights": weight_bytes(parts), **training_memory(shape, loss, on_cpu), "libraries": LIBRARIES}
     disk = {**training_disk(network), "model to download": _download(model, parts)}
     seconds = None if speed is None else training_seconds(shape, loss, speed)
-    checkpoint = training_disk(network)["checkpoint"] // 2 + packed_bytes(network)  # first of all, fetched from there
-    host = max(memory["weights"], checkpoint) + LIBRARIES
+    host = max(memory["weights"], checkpoint_bytes(network)) + LIBRARIES
     job = f"training {method} for {_name(model)}, {settings.steps} steps"
     needs = _needs(job, device, memory, disk, training_tokens(shape, loss), seconds, host)
     return replace(needs, untimed="a trial of the model does not run what is trained")

@@ -82,7 +82,7 @@ def network_bytes(network: nn.Module) -> int:
 
 
 def training_memory(shape: TrainingShape, loss: LossNeeds, on_cpu: bool) -> dict[str, int]:
-    """Bytes on the device beside the base model: what a training always holds, its largest moment, its checkpoint."""
+    """Bytes on the device beside the base model: what a training always holds, and its largest moment."""
     network = network_bytes(loss.network)
     largest = max(parameter.nbytes for parameter in loss.network.parameters())
     # Of several batches in a step the gradient gathers, and one loss is there until the next one is.
@@ -97,19 +97,17 @@ def training_memory(shape: TrainingShape, loss: LossNeeds, on_cpu: bool) -> dict
     return {
         "the editor, the best so far, Adam's moments": _STORED * network,
         name: round(moments[name] * (_IN_PIECES if on_cpu else 1)),
-        # Comes on top: the heap of a process keeps what a step has freed.
-        "writing a checkpoint": packed_bytes(network) if on_cpu else 0,
     }
 
 
-def packed_bytes(network: int) -> int:
-    """What making a checkpoint of a network of so many bytes takes: safetensors' own buffer, and the bytes it gives."""
-    return 2 * _STORED * network
+def checkpoint_bytes(network: int) -> int:
+    """A checkpoint of a network of so many bytes; written from where it lies, from a GPU by way of main memory."""
+    return _STORED * network
 
 
 def training_disk(network: int) -> dict[str, int]:
     """The checkpoint, which is there twice while it is replaced, and the trained editor."""
-    return {"checkpoint": 2 * _STORED * network, "trained editor": network}
+    return {"checkpoint": 2 * checkpoint_bytes(network), "trained editor": network}
 
 
 def training_seconds(shape: TrainingShape, loss: LossNeeds, speed: Speed) -> float | None:
