@@ -17,7 +17,7 @@ pytestmark = pytest.mark.study
 
 HERE = Path(__file__).parent
 STUDY = {
-    "description": "Three streams of the smoke study's model.",
+    "description": "Three streams of a model as small as the smoke study's.",
     "models": ["smoke"],
     "edits": 8,
     "batch_size": 1,
@@ -55,7 +55,12 @@ def cluster(tmp_path_factory):
 
 
 def small_study(root: Path) -> Project:
+    """The study in a copy of this project; its base model is hastily trained, as it need not know anything."""
     project = copy_project(root)
+    models = root / "config" / "models.yaml"
+    settings = yaml.safe_load(models.read_text(encoding="utf-8"))
+    settings["models"]["smoke"]["training"] |= {"steps": 40, "minimum_recall": 0.0}
+    models.write_text(yaml.safe_dump(settings), encoding="utf-8")
     (root / "config" / "studies" / "cluster.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
     return project
 

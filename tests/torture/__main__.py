@@ -82,7 +82,7 @@ def _conditions(folder: Path) -> dict[str, str]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, prog="torture")
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--study", default="smoke", choices=["smoke", "slice"])
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reliability.md")

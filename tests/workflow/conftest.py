@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 PARTS = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "Snakefile", "dvc.yaml", "environment.yml")
@@ -66,7 +67,7 @@ class Project:
         if not (self.root / ".git").exists():
             self.run("git", "init", "--quiet")
         self.run("git", "add", "--all")
-        self.run("git", "commit", "--quiet", "--message", "state")
+        self.run("git", "commit", "--quiet", "--allow-empty", "--message", "state")
 
 
 def copy_project(root: Path) -> Project:
@@ -100,8 +101,20 @@ def added(path: Path, text: str):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Project:
-    """A git project in which the smoke study has been run. Tests leave it as it is, or put it back."""
-    project = copy_project(tmp_path_factory.mktemp("finished"))
-    project.commit()
-    (project.root / "output.txt").write_text(project.snakemake(), encoding="utf-8")
-    return project
+    """A git project in which the smoke study has been run. Tests leave it as it is, or put it back.
+
+    Of several processes that test, one runs the study, and each has a copy of its own.
+    """
+    common = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = common.parent  # of all of them
+    project = Project(common / "finished")
+    with FileLock(common / "finished.lock"):
+        if not (project.root / "output.txt").exists():
+            shutil.rmtree(project.root, ignore_errors=True)
+            copy_project(project.root)
+            project.commit()
+            (project.root / "output.txt").write_text(project.snakemake("--cores", "2"), encoding="utf-8")
+    own = Project(tmp_path_factory.mktemp("own") / "finished")
+    shutil.copytree(project.root, own.root, symlinks=True)
+    return own

@@ -92,33 +92,37 @@ def test_verify_passes_a_finished_study_and_names_what_was_damaged(finished):
 
 
 @pytest.fixture(scope="module")
-def in_parallel(tmp_path_factory) -> Project:
-    """The first streams and a figure of the smoke study, made with two jobs at once, elsewhere."""
-    project = copy_project(tmp_path_factory.mktemp("elsewhere") / "in" / "parallel")
-    project.commit()
+def one_by_one(finished, tmp_path_factory) -> Project:
+    """The first streams and a figure of the smoke study's base model, made again elsewhere, one job at a time."""
+    project = Project(tmp_path_factory.mktemp("elsewhere") / "in" / "order")
+    shutil.copytree(finished.root, project.root, symlinks=True)
+    for made in ("results/covariances", "results/editors", "results/streams", "results/checkpoints", "results/figures"):
+        shutil.rmtree(project.root / made)
+    for made in ("data/covariances", "figures", ".dvc/cache", ".dvc/tmp"):
+        shutil.rmtree(project.root / made)
     streams = [f"results/streams/{STREAM.format(method)}/metrics.jsonl" for method in ("mend", "coachhook-leverage")]
-    project.run("snakemake", "--cores", "2", *streams, "figures/smoke/hook.png", "--config", "study=smoke")
+    project.snakemake(*streams, "figures/smoke/hook.png")
     return project
 
 
-def test_jobs_in_parallel_write_the_same_bytes_provenance_included(finished, in_parallel):
-    second = files(in_parallel, *RESULTS) | {"hook": in_parallel.root / "results/figures/smoke/hook.provenance.json"}
+def test_one_job_at_a_time_or_two_write_the_same_bytes_provenance_included(finished, one_by_one):
+    second = files(one_by_one, *RESULTS) | {"hook": one_by_one.root / "results/figures/smoke/hook.provenance.json"}
     first = files(finished, *RESULTS) | {"hook": finished.root / "results/figures/smoke/hook.provenance.json"}
     compared = {name for name in second if not name.endswith(TIMES)}
     assert len([name for name in compared if name.endswith("metrics.jsonl")]) == 6
     assert len([name for name in compared if name.endswith("provenance.json")]) == 6 + 2 + 1 + 1 + 1
     assert [name for name in sorted(compared) if first[name].read_bytes() != second[name].read_bytes()] == []
     for ending in ("csv", "png", "pdf"):
-        drawn = [project.root / "figures" / "smoke" / f"hook.{ending}" for project in (finished, in_parallel)]
+        drawn = [project.root / "figures" / "smoke" / f"hook.{ending}" for project in (finished, one_by_one)]
         assert drawn[0].read_bytes() == drawn[1].read_bytes()
 
 
-def test_a_result_that_was_removed_is_made_again_to_the_same_bytes(in_parallel):
-    stream = in_parallel.root / "results" / "streams" / STREAM.format("memit")
+def test_a_result_that_was_removed_is_made_again_to_the_same_bytes(one_by_one):
+    stream = one_by_one.root / "results" / "streams" / STREAM.format("memit")
     before = {path.name: path.read_bytes() for path in stream.iterdir() if path.name not in TIMES}
     assert before.keys() == {"metrics.jsonl", "records.parquet", "zscores.parquet", "provenance.json"}
-    for removed in (stream, in_parallel.root / "results" / "checkpoints" / STREAM.format("memit")):
+    for removed in (stream, one_by_one.root / "results" / "checkpoints" / STREAM.format("memit")):
         shutil.rmtree(removed)
     removed = f"results/streams/{STREAM.format('memit')}/metrics.jsonl"  # the figure is there, and would not ask for it
-    in_parallel.run("snakemake", "--cores", "1", removed, "--config", "study=smoke")
+    one_by_one.run("snakemake", "--cores", "1", removed, "--config", "study=smoke")
     assert {name: (stream / name).read_bytes() for name in before} == before
