@@ -10,7 +10,7 @@ import pytest
 
 from coachhook.provenance import read_provenance
 
-from .conftest import Project, copy_project
+from .conftest import Project
 
 pytestmark = pytest.mark.study
 STREAM = "model~smoke/dataset~smoke-completions/method~{}/setting~default/seed~0"
