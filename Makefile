@@ -40,7 +40,7 @@ reproduce: $(STAMP)
 
 test: $(STAMP) lint
 	@sh tests/slurm/install.sh || true
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 torture: $(STAMP)
 	@cd tests && PYTHONPATH=../src ../$(BIN)/python -m torture --kills $(KILLS) $(if $(SEED),--seed $(SEED))

@@ -4,6 +4,7 @@ import argparse
 import random
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,9 +28,8 @@ def main() -> int:
     options = _options()
     begun, draw = time.monotonic(), random.Random(options.seed)
     tell(f"seed {options.seed}: {options.kills} kills in {options.rounds} rounds of the study {options.study}")
-    with TemporaryDirectory() as temporary:
+    with TemporaryDirectory() as temporary, ThreadPoolExecutor(1) as beside:
         folder = Path(temporary)
-        conditions = _conditions(folder)
         whole = options.study != "slice"
         command = ("snakemake", "--cores", "2", "--config", f"study={options.study}") if whole else COMMAND
         make = copy_project if whole else make_slice
@@ -39,6 +39,7 @@ def main() -> int:
         lives = run_unbroken(unbroken, command)
         unbroken_seconds = time.monotonic() - started
         tell(f"unbroken: {unbroken_seconds:.0f} s")
+        found_conditions = beside.submit(_conditions, folder)  # studies leave a core idle for much of their time
         rounds: list[Round] = []
         plans = plan_rounds(options.kills, options.rounds, lives, draw)
         while plans and len(rounds) < options.rounds + _FURTHER_ROUNDS:
@@ -53,6 +54,7 @@ def main() -> int:
             missing = options.kills - sum(len(done.kills) for done in rounds) - sum(map(len, plans))
             if missing > 0 and not plans:
                 plans = plan_rounds(missing, 1, lives, draw)
+        conditions = found_conditions.result()
     seconds = time.monotonic() - begun
     torture = Torture(options.study, options.seed, options.kills, unbroken_seconds, seconds, rounds, conditions)
     write_text(options.page, write(torture))

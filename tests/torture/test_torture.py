@@ -17,9 +17,10 @@ def test_killed_anywhere_the_same_command_ends_with_the_same_bytes(unbroken, tmp
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")  # shown where the test fails
     kinds = ["base model", "covariance", "snakemake", "stream"]
-    plan = [*kinds[:2], *random.Random(seed).sample(kinds[2:], 2)]
+    draw = random.Random(seed)
+    plan = [draw.choice(kinds[:2]), *draw.sample(kinds[2:], 2)]
     found = run_broken(broken, COMMAND, plan, lives, random.Random(seed), project.root, print)
-    assert len(found.kills) >= 3
+    assert len(found.kills) >= 2
     assert found.comparison.perfect, found.comparison
     assert found.comparison.same > 20
     assert found.redone == ()
