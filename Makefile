@@ -17,7 +17,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help:
 	@echo "make install     what the others do first by themselves: install into .venv"
-	@echo "make reproduce   run the $(STUDY) study and draw its figures (STUDY=smoke for two minutes' worth, CORES=n)"
+	@echo "make reproduce   run the $(STUDY) study and draw its figures (STUDY=smoke for a few minutes' worth, CORES=n)"
 	@echo "make test        every test, lint and format check"
 	@echo "make torture     kill the smoke study again and again, compare, and write docs/reliability.md (KILLS=30, SEED=n)"
 	@echo "make docs        the documentation as a site, in $(SITE)/index.html"

@@ -41,7 +41,7 @@ def main() -> int:
         tell(f"unbroken: {unbroken_seconds:.0f} s")
         found_conditions = beside.submit(_conditions, folder)  # studies leave a core idle for much of their time
         rounds: list[Round] = []
-        plans = plan_rounds(options.kills, options.rounds, lives, draw)
+        plans = plan_rounds(options.kills, options.rounds, lives)
         while plans and len(rounds) < options.rounds + _FURTHER_ROUNDS:
             plan = plans.pop(0)
             tell(f"round {len(rounds) + 1}: {', '.join(plan)}")
@@ -53,7 +53,7 @@ def main() -> int:
             rounds.append(found)
             missing = options.kills - sum(len(done.kills) for done in rounds) - sum(map(len, plans))
             if missing > 0 and not plans:
-                plans = plan_rounds(missing, 1, lives, draw)
+                plans = plan_rounds(missing, 1, lives)
         conditions = found_conditions.result()
     seconds = time.monotonic() - begun
     torture = Torture(options.study, options.seed, options.kills, unbroken_seconds, seconds, rounds, conditions)

@@ -66,7 +66,7 @@ def run_broken(
 ) -> Round:
     """Run a study to its end through the kills of a plan, as far as their victims turn up.
 
-    plan: kinds of victims, in this order.
+    plan: kinds of victims, in any order.
 
     Raises:
         TortureError: the same command failed although nothing more was killed.
@@ -78,10 +78,9 @@ def run_broken(
         before = len(kills)
         with _started(project, command) as run:
             while pending and run.poll() is None:
-                kill = hunter.kill_one(pending[0], lambda run=run: run.poll() is None, skip=_skip(pending[0], random))
+                kill = hunter.kill_one(pending, lambda run=run: run.poll() is None)
                 if kill is None:
                     break
-                pending.pop(0)
                 kills.append(kill)
                 done |= {name: stamp for name, stamp in finished(project.root).items() if name not in done}
                 tell(f"killed {VICTIMS[kill.victim].words} (process {kill.pid}), {kill.after:.1f} s after it was seen")
@@ -97,23 +96,11 @@ def run_broken(
     return Round(tuple(kills), starts, redone, comparison, time.monotonic() - begun)
 
 
-def plan_rounds(kills: int, rounds: int, lives: dict[str, float], random: Random) -> list[list[str]]:
-    """Kinds of victims for each round, in the order in which a study has them; Snakemake's turns are anywhere."""
-    kinds, turns = list(VICTIMS), [name for name in _TURNS if name in lives]
+def plan_rounds(kills: int, rounds: int, lives: dict[str, float]) -> list[list[str]]:
+    """Kinds of victims for each round."""
+    turns = [name for name in _TURNS if name in lives]
     drawn = [turns[number % len(turns)] for number in range(kills)]
-    plans = []
-    for number in range(rounds):
-        own = drawn[number::rounds]
-        plan = sorted((name for name in own if name != "snakemake"), key=kinds.index)
-        for _ in range(own.count("snakemake")):
-            plan.insert(random.randint(0, len(plan)), "snakemake")
-        plans.append(plan)
-    return plans
-
-
-def _skip(name: str, random: Random) -> int:
-    """How many processes of a kind to let go by: there are many streams, few of the others."""
-    return random.randint(0, 2) if name == "stream" else 0
+    return [sorted(drawn[number::rounds]) for number in range(rounds)]
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """What is lost, differs or is left over shows, and the page says so."""
 
 import os
-import random
+import signal
+import subprocess
+import sys
+from random import Random
 
 import pytest
 from workflow.conftest import ROOT
@@ -9,7 +12,7 @@ from workflow.conftest import ROOT
 from .comparison import compare
 from .page import Torture, write
 from .rounds import Round, plan_rounds
-from .victims import VICTIMS, Kill
+from .victims import VICTIMS, Hunter, Kill
 
 FILES = {
     "results/streams/a/metrics.jsonl": '{"score": 1}\n',
@@ -71,7 +74,7 @@ def test_a_round_with_fewer_kills_than_asked_for_is_not_perfect(folders):
 
 def test_thirty_kills_take_turns_in_everything_that_is_there():
     lives = dict.fromkeys(VICTIMS, 1.0)
-    plans = plan_rounds(30, 3, lives, random.Random(0))
+    plans = plan_rounds(30, 3, lives)
     names = [name for plan in plans for name in plan]
     assert [len(plan) for plan in plans] == [10, 10, 10]
     for name in ("snakemake", "stream", "covariance", "dvc"):
@@ -79,7 +82,25 @@ def test_thirty_kills_take_turns_in_everything_that_is_there():
         assert all(name in plan for plan in plans)
     assert set(names) == set(VICTIMS)
     del lives["dvc"]  # where it is not installed
-    assert not any("dvc" in plan for plan in plan_rounds(30, 3, lives, random.Random(0)))
+    assert not any("dvc" in plan for plan in plan_rounds(30, 3, lives))
+
+
+def test_a_stream_takes_the_turn_of_a_kind_that_is_over(tmp_path):
+    script = tmp_path / "tmpx1.edit_stream.py"
+    script.write_text("import time\ntime.sleep(100)\n")
+    covariance = tmp_path / "results" / "covariances" / "smoke.0.safetensors"
+    covariance.parent.mkdir(parents=True)
+    covariance.touch()
+    streams = [subprocess.Popen([sys.executable, str(script)], cwd=tmp_path) for _ in range(2)]
+    try:
+        pending = ["dvc"]
+        kill = Hunter(tmp_path, dict.fromkeys(VICTIMS, 0.1), Random(0)).kill_one(pending, lambda: True)
+        assert (kill.victim, pending) == ("stream", [])
+        assert [process.wait() for process in streams if process.pid == kill.pid] == [-signal.SIGKILL]
+    finally:
+        for process in streams:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.parametrize(

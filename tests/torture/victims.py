@@ -21,10 +21,16 @@ class Victim:
     Attributes:
         words: what the page calls it.
         matches: whether a command line is of this kind.
+        makes: pattern of the files that the study has from it in the end, and how many; None comes to the last.
     """
 
     words: str
     matches: Callable[[Sequence[str]], bool]
+    makes: tuple[str, int] | None = None
+
+    def is_over(self, root: Path) -> bool:
+        """Whether none of its kind will come any more."""
+        return self.makes is not None and len(list(root.glob(self.makes[0]))) >= self.makes[1]
 
 
 def _script(*names: str) -> Callable[[Sequence[str]], bool]:
@@ -48,13 +54,15 @@ def _is_dvc(line: Sequence[str]) -> bool:
     return any(Path(word).name == "dvc" for word in line[:2]) and "repro" in line
 
 
+_COVARIANCE = ("results/covariances/*.safetensors", 1)
+_BASE_MODEL, _EDITORS = ("results/models/*/model.safetensors", 1), ("results/editors/*/*.safetensors", 2)
 # In the order in which a study starts them; Snakemake is there all the time.
 VICTIMS = {
     "snakemake": Victim("Snakemake, its jobs left running", _is_snakemake),
-    "base model": Victim("training of the base model", _script("train_base_model")),
-    "covariance": Victim("the covariance job", _is_covariance),
-    "dvc": Victim("DVC", _is_dvc),
-    "editor": Victim("training of an editor", _script("train_editor")),
+    "base model": Victim("training of the base model", _script("train_base_model"), _BASE_MODEL),
+    "covariance": Victim("the covariance job", _is_covariance, _COVARIANCE),
+    "dvc": Victim("DVC", _is_dvc, _COVARIANCE),
+    "editor": Victim("training of an editor", _script("train_editor"), _EDITORS),
     "stream": Victim("a stream of edits", _script("edit_stream")),
     "figure": Victim("a figure or a table", _script("draw_figure", "aggregate")),
 }
@@ -112,29 +120,43 @@ class Hunter:
         self._root, self._lives, self._random = root, lives, random
         self._passed_over: set[int] = set()
 
-    def kill_one(self, name: str, running: Callable[[], bool], skip: int = 0) -> Kill | None:
-        """Wait for a process of a kind, pass over the first `skip`, kill the next at a random moment of its life.
+    def kill_one(self, pending: list[str], running: Callable[[], bool]) -> Kill | None:
+        """Wait for a process of a pending kind, and kill it at a random moment of its life.
 
-        One that ends before its moment does not count, and the next is taken. None where `running()` ends first.
+        Snakemake is there all the time: its turn comes as often as is its share of what is pending. Of kinds that are
+        over, as some ended before their moment, streams take the turns. None where `running()` ends first.
+
+        pending: kinds; the one that was killed is taken out.
         """
+        others = [name for name in pending if name != "snakemake"]
+        of_snakemake = self._random.random() * len(pending) >= len(others)
+        skip = self._random.randint(0, 1)  # there are many streams
         while running():
-            process = self._find(name)
+            pending[:] = ["stream" if VICTIMS[name].is_over(self._root) else name for name in pending]
+            wanted = ["snakemake"] if of_snakemake else [name for name in pending if name != "snakemake"]
+            name, process = self._find(wanted)
             if process is None:
                 time.sleep(_POLL)
                 continue
             self._passed_over.add(process.pid)
-            if skip > 0:
+            if name == "stream" and skip > 0:
                 skip -= 1
                 continue
             delay = self._random.uniform(0, self._lives[name])
             time.sleep(delay)
             if _kill(process):
+                pending.remove(name)
                 return Kill(name, process.pid, delay)
         return None
 
-    def _find(self, name: str) -> psutil.Process | None:
-        found = (process for process, line in processes(self._root) if VICTIMS[name].matches(line))
-        return next((process for process in found if process.pid not in self._passed_over), None)
+    def _find(self, names: Sequence[str]) -> tuple[str, psutil.Process] | tuple[None, None]:
+        """A process of one of these kinds that was not passed over yet."""
+        shuffled = self._random.sample(names, len(names))
+        for process, line in processes(self._root):
+            for name in shuffled:
+                if VICTIMS[name].matches(line) and process.pid not in self._passed_over:
+                    return name, process
+        return None, None
 
 
 def _kill(process: psutil.Process) -> bool:
