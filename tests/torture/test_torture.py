@@ -20,7 +20,7 @@ def test_killed_anywhere_the_same_command_ends_with_the_same_bytes(unbroken, tmp
     draw = random.Random(seed)
     plan = [draw.choice(kinds[:2]), *draw.sample(kinds[2:], 2)]
     found = run_broken(broken, COMMAND, plan, lives, random.Random(seed), project.root, print)
-    assert len(found.kills) >= 2
+    assert found.kills  # one that ended before its moment does not count
     assert found.comparison.perfect, found.comparison
     assert found.comparison.same > 20
     assert found.redone == ()
