@@ -16,6 +16,7 @@ from job_provenance import write_job_provenance
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
+
 DRAW = ("form", "count", "seed")
 FACTS = {"relations": facts_from_requests, "questions": facts_from_questions}
 

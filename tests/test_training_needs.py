@@ -33,15 +33,13 @@ SMALL = {
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
 def test_peak_memory_is_what_is_announced():
-    """The benchmark, with two of its shapes: a network that is large, and batches that are."""
-    shapes = ["--shape", "mend-gpt2-wide", "--shape", "serac-llama"]
-    command = [sys.executable, str(ROOT / "benchmarks" / "training_memory.py"), *shapes]
+    command = [sys.executable, str(ROOT / "benchmarks" / "training_memory.py")]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.findall(r"(\S+): announced ([\d.]+) GB, measured ([\d.]+) GB", said)
-    assert len(found) == 2, said
+    assert len(found) == 5, said
     for _, announced, measured in found:
         assert float(announced) > 0.4  # not so small that the libraries are all of it
-        assert 0.85 < float(announced) / float(measured) < 1.2, said
+        assert 0.9 < float(announced) / float(measured) < 1.2, said
 
 
 @pytest.mark.parametrize("method", TRAINED)

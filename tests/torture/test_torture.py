@@ -16,11 +16,9 @@ def test_killed_anywhere_the_same_command_ends_with_the_same_bytes(unbroken, tmp
     broken = make_slice(tmp_path / "broken")
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")  # shown where the test fails
-    kinds = ["base model", "covariance", "snakemake", "stream"]
-    draw = random.Random(seed)
-    plan = [draw.choice(kinds[:2]), *draw.sample(kinds[2:], 2)]
+    plan = ["base model", "covariance", "snakemake", "stream"]
     found = run_broken(broken, COMMAND, plan, lives, random.Random(seed), project.root, print)
-    assert found.kills  # one that ended before its moment does not count
+    assert len(found.kills) >= 3
     assert found.comparison.perfect, found.comparison
     assert found.comparison.same > 20
     assert found.redone == ()

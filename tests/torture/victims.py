@@ -149,6 +149,7 @@ class Hunter:
             if _kill(process):
                 pending.remove(name)
                 return Kill(name, process.pid, delay)
+            of_snakemake = "snakemake" in pending  # that one had ended; Snakemake does not before its moment
         return None
 
     def _find(self, names: Sequence[str]) -> tuple[str, psutil.Process] | tuple[None, None]:
