@@ -83,9 +83,10 @@ def compute_covariance(
     parts = ModelParts(model)
     layers = sorted(set(layers))
     longest = min(parts.context_length, document_tokens)
-    _announce(covariance_memory(parts, layers, max_tokens, batch_tokens, longest, background))
     widths = {layer: parts.width(layer) for layer in layers}
     devices = {layer: parts.device(layer) for layer in layers}
+    on_cpu = devices[layers[0]].type == "cpu"
+    _announce(covariance_memory(parts, layers, max_tokens, batch_tokens, longest, background, on_cpu))
     moments = SecondMoments(widths, background, max_tokens, seed, devices)
     reader = Reader(tokenizer, texts, longest, max_tokens, batch_tokens)
     digest = model_digest(model, layers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coachhook.architectures import ModelParts
+from coachhook.heap import in_heap
 from coachhook.second_moment import sketch_bytes
 
 MLP_COPIES = 4  # tensors as wide as the keys that a block holds at once: gelu_new's; gated units take three
@@ -30,7 +31,13 @@ def score_bytes(parts: ModelParts, length: int) -> int:
 
 
 def covariance_memory(
-    parts: ModelParts, layers: Sequence[int], max_tokens: int, batch_tokens: int, longest: int, background: int
+    parts: ModelParts,
+    layers: Sequence[int],
+    max_tokens: int,
+    batch_tokens: int,
+    longest: int,
+    background: int,
+    on_cpu: bool,
 ) -> dict[str, int]:
     """Bytes at the peak of `compute_covariance`, by what they are for; all on the model's device but the sample.
 
@@ -41,13 +48,20 @@ def covariance_memory(
     Arguments:
         parts: of the model itself, or of one on the meta device.
         longest: tokens of a document that are read.
+        on_cpu: whether the model is in main memory, whose heap holds small tensors in pieces.
     """
     batch = min(max(batch_tokens, longest), max_tokens)
     widths = [parts.width(layer) for layer in layers]
     widest, hidden, item = max(widths), parts.shape(0)[0], parts.head.weight.itemsize
-    making = batch * item * (sum(widths) + (MLP_COPIES - 1) * widest + BLOCK_COPIES * hidden)
-    counting = batch * item * sum(widths) + 8 * batch * widest + 8 * widest**2
-    attending = batch * item * (sum(widths[:-1]) + BLOCK_COPIES * hidden) + batch * score_bytes(parts, longest)
+
+    def wide(count: int, width: int) -> int:
+        """Bytes of `count` numbers per token, in tensors of this width."""
+        return in_heap(batch * item * count, batch * item * width) if on_cpu else batch * item * count
+
+    block = wide(BLOCK_COPIES * hidden, hidden)
+    making = wide(sum(widths) + (MLP_COPIES - 1) * widest, widest) + block
+    counting = wide(sum(widths), widest) + 8 * batch * widest + 8 * widest**2
+    attending = wide(sum(widths[:-1]), widest) + block + batch * score_bytes(parts, longest)
     return {
         "weights": weight_bytes(parts),
         "covariance sums": sum(8 * width**2 for width in widths),

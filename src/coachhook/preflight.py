@@ -104,7 +104,8 @@ def plan_covariance(
     parts = model_shape(model, dtype, architecture)
     layers = sorted(set(layers))
     longest = min(parts.context_length, document_tokens)
-    memory = covariance_memory(parts, layers, max_tokens, batch_tokens, longest, background)
+    on_cpu = torch.device(device).type == "cpu"
+    memory = covariance_memory(parts, layers, max_tokens, batch_tokens, longest, background, on_cpu)
     result = memory["covariance sums"] + memory["sample of keys"]
     disk = {"covariance": result, "unfinished sums": result, "model to download": _download(model, parts)}
     seconds = None

@@ -16,6 +16,7 @@ from coachhook.architectures import ModelParts
 from coachhook.covariance_memory import BLOCK_COPIES, MLP_COPIES
 from coachhook.editors.base import MethodConfig
 from coachhook.editors.locate import LocateConfig, LocateThenEdit
+from coachhook.heap import in_heap
 from coachhook.model_shape import shallow_config
 from coachhook.speed import Speed
 from coachhook.stream import StreamConfig
@@ -25,8 +26,6 @@ _ANSWER_TOKENS = 4  # of a target, as in CounterFact and ZsRE
 _LOGIT_COPIES = 4  # logits, their float32, log-probabilities, gradient
 _QUESTIONS = 4  # prompts per request that an evaluation asks: one, its paraphrase, two of locality
 _EVALUATED_TOKENS = 8192  # of an evaluation's batch
-_IN_PIECES = 1.5  # of what steps of the search take, what glibc's heap holds: see benchmarks/stream_memory.py
-_MAPPED = 32 * 2**20  # bytes of a tensor that glibc takes from the system, and gives back, by itself
 
 
 @dataclass(frozen=True)
@@ -191,12 +190,7 @@ def target_bytes(shape: StreamShape, on_cpu: bool) -> int:
     logits = 4 * shape.vocabulary * shape.batch * (shape.contexts * _ANSWER_TOKENS + 2)
     if not on_cpu:
         return activations + _LOGIT_COPIES * logits
-    return _in_heap(activations, rows * shape.prompt_tokens * numbers) + _in_heap(_LOGIT_COPIES * logits, logits)
-
-
-def _in_heap(count: int, tensor: int) -> int:
-    """Bytes that `count` of them take in main memory, in tensors of this size: what is freed stays in pieces."""
-    return round(count * _IN_PIECES) if tensor < _MAPPED else count
+    return in_heap(activations, rows * shape.prompt_tokens * numbers) + in_heap(_LOGIT_COPIES * logits, logits)
 
 
 def training_bytes(shape: StreamShape) -> int:
