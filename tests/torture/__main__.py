@@ -8,15 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from workflow.conftest import ROOT, copy_project
+from workflow.conftest import ROOT, Project, copy_project
 
 from coachhook.whole_files import write_text
 
 from .conditions import CONDITIONS, ConditionError, impossible
 from .page import Torture, write
 from .rounds import Round, plan_rounds, run_broken, run_unbroken
-from .slices import COMMAND, make_slice
+from .slices import slice_of
 
+COMMAND = ("snakemake", "--cores", "2", "--config", "study=smoke")
 _FURTHER_ROUNDS = 2  # where victims of a plan did not turn up
 
 
@@ -27,27 +28,25 @@ def tell(line: str) -> None:
 def main() -> int:
     options = _options()
     begun, draw = time.monotonic(), random.Random(options.seed)
-    tell(f"seed {options.seed}: {options.kills} kills in {options.rounds} rounds of the study {options.study}")
+    tell(f"seed {options.seed}: {options.kills} kills in {options.rounds} rounds of the smoke study")
     with TemporaryDirectory() as temporary, ThreadPoolExecutor(1) as beside:
         folder = Path(temporary)
-        whole = options.study != "slice"
-        command = ("snakemake", "--cores", "2", "--config", f"study={options.study}") if whole else COMMAND
-        make = copy_project if whole else make_slice
-        unbroken = make(folder / "unbroken")
+        unbroken = copy_project(folder / "unbroken")
         unbroken.commit()
         started = time.monotonic()
-        lives = run_unbroken(unbroken, command)
+        lives = run_unbroken(unbroken, COMMAND)
         unbroken_seconds = time.monotonic() - started
         tell(f"unbroken: {unbroken_seconds:.0f} s")
-        found_conditions = beside.submit(_conditions, folder)  # studies leave a core idle for much of their time
+        # Studies leave a core idle for much of their time.
+        found_conditions = beside.submit(_conditions, slice_of(unbroken, folder / "slice"))
         rounds: list[Round] = []
         plans = plan_rounds(options.kills, options.rounds, lives)
         while plans and len(rounds) < options.rounds + _FURTHER_ROUNDS:
             plan = plans.pop(0)
             tell(f"round {len(rounds) + 1}: {', '.join(plan)}")
-            broken = make(folder / f"round-{len(rounds) + 1}")
+            broken = copy_project(folder / f"round-{len(rounds) + 1}")
             broken.commit()
-            found = run_broken(broken, command, plan, lives, draw, unbroken.root, tell)
+            found = run_broken(broken, COMMAND, plan, lives, draw, unbroken.root, tell)
             tell(f"round {len(rounds) + 1}: {len(found.kills)} kills, {found.starts} starts, {found.seconds:.0f} s")
             tell(f"{found.comparison}, written again: {list(found.redone)}")
             rounds.append(found)
@@ -56,20 +55,19 @@ def main() -> int:
                 plans = plan_rounds(missing, 1, lives)
         conditions = found_conditions.result()
     seconds = time.monotonic() - begun
-    torture = Torture(options.study, options.seed, options.kills, unbroken_seconds, seconds, rounds, conditions)
+    torture = Torture(options.seed, options.kills, unbroken_seconds, seconds, rounds, conditions)
     write_text(options.page, write(torture))
     tell(f"written: {options.page}")
     return 0 if torture.perfect and not any(found.startswith("failed") for found in conditions.values()) else 1
 
 
-def _conditions(folder: Path) -> dict[str, str]:
+def _conditions(finished: Project) -> dict[str, str]:
     """What came of each condition, by its words."""
     reason = impossible()
     if reason:
         tell(f"disks and rights are not tested: {reason}")
         return {condition.words: f"not tested: {reason}" for condition in CONDITIONS.values()}
-    finished, found = make_slice(folder / "slice"), {}
-    run_unbroken(finished, COMMAND)
+    found = {}
     for condition in CONDITIONS.values():
         try:
             condition.check(finished)
@@ -86,7 +84,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--study", default="smoke", choices=["smoke", "slice"])
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reliability.md")
     return parser.parse_args()
 

@@ -1,13 +1,14 @@
-"""The unbroken run that broken ones are held to."""
+"""The unbroken study that broken ones are held to."""
 
 import pytest
+from workflow.conftest import finished
 
-from .rounds import run_unbroken
-from .slices import COMMAND, make_slice
+from .slices import slice_of
+
+__all__ = ["finished"]
 
 
 @pytest.fixture(scope="session")
-def unbroken(tmp_path_factory):
-    """The slice, run to its end, and how long its processes live."""
-    project = make_slice(tmp_path_factory.mktemp("torture") / "unbroken")
-    return project, run_unbroken(project, COMMAND)
+def unbroken(finished, tmp_path_factory):
+    """The slice of the smoke study that was run once for all tests."""
+    return slice_of(finished, tmp_path_factory.mktemp("torture") / "unbroken")

@@ -18,7 +18,6 @@ class Torture:
     """All that was done.
 
     Attributes:
-        study: name of the study that was broken.
         seed: of all random moments.
         asked: how many kills were asked for.
         unbroken_seconds, seconds: of the unbroken run, and of everything.
@@ -26,7 +25,6 @@ class Torture:
         conditions: what was found of each condition, "passed" or why it could not be had.
     """
 
-    study: str
     seed: int
     asked: int
     unbroken_seconds: float
@@ -64,7 +62,7 @@ def _head(torture: Torture) -> list[str]:
         """),
         "",
         _paragraph(f"""
-          Last run: the study `{torture.study}` with `--cores 2`, seed {torture.seed}: {torture.asked} kills asked for,
+          Last run: the study `smoke` with `--cores 2`, seed {torture.seed}: {torture.asked} kills asked for,
           {torture.kills} in {len(torture.rounds)} rounds, {minutes}. Python {platform.python_version()}, {versions};
           {platform.system()} {platform.machine()}.
         """),

@@ -1,4 +1,4 @@
-"""A slice of the smoke study that takes a minute: a hastily trained model, a covariance, four streams, one figure."""
+"""A slice of the smoke study that takes a minute: of the finished study, a covariance, four streams and one figure."""
 
 import shutil
 from collections.abc import Iterator
@@ -6,32 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import yaml
-from workflow.conftest import Project, copy_project
+from workflow.conftest import Project
 
-METHODS = ("memit", "ft-m", "rect", "ultraedit")
-COMMAND = ("snakemake", "--cores", "2", "figures", "--config", "study=slice")
-_STUDY = {
-    "description": "A slice of the smoke study.",
-    "models": ["smoke"],
-    "edits": 6,
-    "batch_size": 2,
-    "evaluate_every": 2,
-    "protocols": ["easyedit"],
-    "figures": {"hook": {"datasets": ["smoke-completions"], "methods": [*METHODS], "seeds": [0]}},
-}
+from .comparison import result_files
 
-
-def make_slice(root: Path) -> Project:
-    """A copy of this project, in git, that has the slice as its study `slice`."""
-    project = copy_project(root)
-    models = project.root / "config" / "models.yaml"
-    settings = yaml.safe_load(models.read_text(encoding="utf-8"))
-    settings["models"]["smoke"]["training"] |= {"steps": 40, "minimum_recall": 0.0}
-    models.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    (project.root / "config" / "studies" / "slice.yaml").write_text(yaml.safe_dump(_STUDY), encoding="utf-8")
-    project.commit()
-    return project
+METHODS = ("memit", "ft-m", "rect", "coachhook")
+_FIGURE = "zscore"  # drawn from the last of them alone
+_STREAM_FILES = ("metrics.jsonl", "records.parquet", "zscores.parquet", "cost.jsonl", "provenance.json")
+_BEFORE = ("results/datasets/", "results/models/", "results/base_answers/", "results/covariances/", "data/covariances/")
 
 
 def stream(method: str) -> str:
@@ -39,12 +21,35 @@ def stream(method: str) -> str:
     return f"model~smoke/dataset~smoke-completions/method~{method}/setting~default/seed~0"
 
 
+COMMAND = (
+    *("snakemake", "--cores", "2", f"figures/smoke/{_FIGURE}.png"),
+    *(f"results/streams/{stream(method)}/metrics.jsonl" for method in METHODS),
+    *("--config", "study=smoke"),
+)
+
+
+def slice_of(finished: Project, root: Path) -> Project:
+    """A copy of the finished smoke study that has no other results than what COMMAND needs and makes."""
+    shutil.copytree(finished.root, root, symlinks=True)
+    kept = {f"results/streams/{stream(method)}/{name}" for method in METHODS for name in _STREAM_FILES}
+    kept |= {f"figures/smoke/{_FIGURE}.{ending}" for ending in ("csv", "pdf", "png")}
+    kept.add(f"results/figures/smoke/{_FIGURE}.provenance.json")
+    for name, path in result_files(root).items():
+        if name not in kept and not name.startswith(_BEFORE):
+            path.unlink()
+    return Project(root)
+
+
+def undone(slice_: Project, root: Path, *more: str) -> Project:
+    """A copy of the slice whose streams and figure have still to be made, and what was in the folders `more`."""
+    shutil.copytree(slice_.root, root, symlinks=True)
+    for name in ("results/streams", "results/checkpoints", "results/figures", "figures", *more):
+        shutil.rmtree(root / name)
+    return Project(root)
+
+
 @contextmanager
-def without_streams(project: Project) -> Iterator[Project]:
-    """A copy of the finished slice whose streams and figure have still to be made, where every user may work."""
+def without_streams(slice_: Project) -> Iterator[Project]:
+    """An `undone` copy for a while, where every user may work."""
     with TemporaryDirectory() as folder:
-        root = Path(folder, "project")
-        shutil.copytree(project.root, root, symlinks=True)
-        for name in ("results/streams", "results/checkpoints", "figures"):
-            shutil.rmtree(root / name)
-        yield Project(root)
+        yield undone(slice_, Path(folder, "project"))

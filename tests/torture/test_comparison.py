@@ -58,7 +58,7 @@ def test_what_is_not_the_same_is_named(folders, name, text, kind):
     found = compare(*folders)
     assert getattr(found, kind) == [name]
     assert found.perfect == (kind == "left")
-    torture = Torture("smoke", 3, 1, 60.0, 600.0, [Round((Kill("stream", 1, 0.5),), 2, (), found, 9.0)], {})
+    torture = Torture(3, 1, 60.0, 600.0, [Round((Kill("stream", 1, 0.5),), 2, (), found, 9.0)], {})
     assert torture.perfect == found.perfect
     page = write(torture)
     assert ("| a stream of edits | 1 | 1 |" in page) == found.perfect
@@ -67,9 +67,9 @@ def test_what_is_not_the_same_is_named(folders, name, text, kind):
 
 def test_a_round_with_fewer_kills_than_asked_for_is_not_perfect(folders):
     found = compare(*folders)
-    assert not Torture("smoke", 3, 2, 60.0, 600.0, [Round((Kill("stream", 1, 0.5),), 2, (), found, 9.0)], {}).perfect
+    assert not Torture(3, 2, 60.0, 600.0, [Round((Kill("stream", 1, 0.5),), 2, (), found, 9.0)], {}).perfect
     redone = Round((Kill("stream", 1, 0.5),), 2, ("results/streams/a/metrics.jsonl",), found, 9.0)
-    assert not Torture("smoke", 3, 1, 60.0, 600.0, [redone], {}).perfect
+    assert not Torture(3, 1, 60.0, 600.0, [redone], {}).perfect
 
 
 def test_thirty_kills_take_turns_in_everything_that_is_there():
@@ -122,7 +122,7 @@ def test_processes_are_known_by_their_command_lines(line, name):
 
 def test_the_page_says_what_was_not_tested_and_names_no_folder_of_this_machine(folders):
     reason = "not tested: only root may mount file systems"
-    torture = Torture("smoke", 3, 30, 60.0, 600.0, [], {"a full disk": reason})
+    torture = Torture(3, 30, 60.0, 600.0, [], {"a full disk": reason})
     page = write(torture)
     for line in ("## Not tested", f"| a full disk | {reason} |", "| **all** | **0** | **0** |"):
         assert line in page
