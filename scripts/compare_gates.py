@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
+from coachhook.starting import torch  # first
 from coachhook.devices import device_name
 from coachhook.figures import write_csv
 from coachhook.gate_comparison import compare_gates

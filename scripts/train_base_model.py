@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 # Where other jobs run on the same cores, threads that spin while they wait slow training many times over.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
+import coachhook.starting  # noqa: F401  first
 from coachhook.base_model import TrainingConfig, train_base_model
 from coachhook.logs import log_to
 from coachhook.world import read_facts

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 # Where other jobs run on the same cores, threads that spin while they wait slow training many times over.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
-import torch
-
+from coachhook.starting import torch  # first
 from coachhook.devices import device_name
 from coachhook.gpus import take_gpus
 from coachhook.hyperparameters import configure, registered
