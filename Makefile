@@ -26,7 +26,7 @@ help:
 
 $(STAMP): pyproject.toml constraints.txt
 	@python=$$(sh scripts/find_python.sh "$(PYTHON)") || exit 1; \
-	echo "Installing into .venv with $$($$python --version), about two minutes, once ..."; \
+	echo "Installing into .venv with $$($$python --version), a few minutes, once ..."; \
 	$$python -m venv .venv || { echo "make: $$python cannot make a virtual environment; install its venv package" >&2; exit 1; }
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true # pip would do so on one core; some files are not for this Python

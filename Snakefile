@@ -13,6 +13,7 @@ configfile: "config/config.yaml"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/checks.smk"
 
 
 report: f"results/studies/{study.name}/report.rst"
