@@ -132,9 +132,9 @@ def tensor_bytes():
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if (
-            issubclass(type(thing), torch.Tensor) and thing.device.type != "meta"
-        ):  # isinstance asks odd things, which warn
+        kind = type(thing)  # isinstance asks odd things, which warn
+        # FakeTensors, which torch.compile leaves behind, say they are on a device and hold nothing.
+        if issubclass(kind, torch.Tensor) and not issubclass(kind, FakeTensor) and thing.device.type != "meta":
             storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
     return sum(storages.values())
 

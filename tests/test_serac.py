@@ -233,13 +233,14 @@ def test_the_same_seed_gives_the_same_editor(tokenizer, tmp_path):
 
 
 def literal_scope_loss(network, parts, tokenizer, entries, texts, unclear):
-    """One text at a time. texts: (prompt, answer, index of its entry or None, "asked" or "probe")."""
+    """One text at a time. texts: (prompt, answer, index of its entry or None, "asked" or "probe"); probes are entries."""
 
     def embed(ids):
         hidden = network.scope(torch.tensor([ids]))[0]
         return hidden / hidden.norm(dim=-1, keepdim=True)
 
-    keys = [embed(tokenizer(prompt)["input_ids"])[-1] for prompt, _ in entries]
+    probes = [(prompt, answer) for prompt, answer, _, kind in texts if kind == "probe"]
+    keys = [embed(tokenizer(prompt)["input_ids"])[-1] for prompt, _ in (*entries, *probes)]
     losses = {"inside": [], "before": [], "probe": []}
     for row, (prompt, target, own, kind) in enumerate(texts):
         start = len(tokenizer(prompt)["input_ids"])
@@ -260,8 +261,8 @@ def test_the_scope_loss_equals_the_literal_one(tokenizer):
     entries = [(request.text, request.target_new) for request in PEOPLE[:3]]
     asked = [(request.paraphrase_texts[0], request.target_new) for request in PEOPLE[:3]]
     probes = [("Where does Hopper live?", "Oslo"), (PEOPLE[2].text, "Rome")]
-    unclear = torch.zeros(5, 3, dtype=torch.bool)
-    unclear[0, 1] = unclear[4, 2] = unclear[1, 1] = True
+    unclear = torch.zeros(5, 5, dtype=torch.bool)
+    unclear[0, 1] = unclear[4, 2] = unclear[1, 1] = unclear[3, 3] = unclear[4, 4] = unclear[2, 4] = True
     texts = [(*pair, index, "asked") for index, pair in enumerate(asked)] + [(*pair, None, "probe") for pair in probes]
     encoded = [encode_answers(tokenizer, pairs) for pairs in (entries, asked, probes)]
     with torch.no_grad():
@@ -277,16 +278,21 @@ def test_texts_about_the_same_fact_are_not_wrong():
         Probe(PEOPLE[0].paraphrase_texts[1], "x"),
         Probe(f"The house of {other.subject}: ", "Rome"),
         Probe("a", "b"),
+        Probe("a", "c"),
+        Probe("c", "x"),
     ]
-    assert unclear_pairs([PEOPLE[0], again, other, PEOPLE[1]], probes).tolist() == [
-        [True, True, False, False],
-        [True, True, False, False],
-        [False, False, True, False],
-        [False, False, False, True],
-        [True, False, False, False],
-        [False, False, True, False],
-        [False, False, False, False],
+    assert unclear_pairs([PEOPLE[0], again, other, PEOPLE[1]], probes).int().tolist() == [
+        [1, 1, 0, 0, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 1, 0, 0, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 1, 0, 0, 0, 1],
+        [0, 0, 1, 0, 0, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 1, 0, 0, 0, 1],
     ]
+    assert unclear_pairs(PEOPLE[:2], []).tolist() == [[True, False], [False, True]]
 
 
 @pytest.fixture

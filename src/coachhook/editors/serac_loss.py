@@ -32,6 +32,9 @@ class SeracLoss:
     An entry is a request in one of its wordings. In its scope is any of its wordings, from the prompt's last token
     to the answer's; tokens before it and those of probes are in none. The classes are the batch's entries and "none",
     whose log-odds are 0; an entry that may be right as well is left out. Answers end with end of text.
+
+    Probes are entries too, of no text of the batch. Else all that no edit is about would be put in one place, since
+    nothing holds it apart, and an edit that looks like it would lie there as well and answer everything.
     """
 
     def __init__(self, parts: ModelParts, tokenizer: PreTrainedTokenizerBase, network: SeracNetwork):
@@ -61,8 +64,9 @@ class SeracLoss:
         batch = pad([row.ids[: row.answer_start] for row in entries] + [row.ids for row in texts], 0, device)
         embedded, real = self._network.embed(batch.ids), batch.real[len(entries) :]
         each = torch.arange(len(entries), device=device)
-        ends = torch.tensor([row.answer_start - 1 for row in entries], device=device)
-        scores = self._network.scores(embedded[len(entries) :], embedded[each, ends])
+        of_probes = torch.arange(len(entries) + len(asked), len(embedded), device=device)
+        ends = torch.tensor([row.answer_start - 1 for row in (*entries, *probes)], device=device)
+        scores = self._network.scores(embedded[len(entries) :], embedded[torch.cat([each, of_probes]), ends])
         starts = torch.tensor([row.answer_start for row in asked] + [real.shape[1] + 1] * len(probes), device=device)
         inside = real & (torch.arange(real.shape[1], device=device) >= starts[:, None] - 1)
         own = torch.zeros_like(unclear)
@@ -91,8 +95,11 @@ def _wording(request: EditRequest, rng: random.Random) -> str:
     return rng.choice((request.text, *request.paraphrase_texts))
 
 
-def unclear_pairs(requests: Sequence[EditRequest], drawn: Sequence[Probe]) -> Bool[Tensor, "texts requests"]:
-    """Where a text may be in the scope of a request that it was not drawn for: it is about the same fact."""
+def unclear_pairs(requests: Sequence[EditRequest], drawn: Sequence[Probe]) -> Bool[Tensor, "texts entries"]:
+    """Where a text may be in the scope of an entry that it was not drawn for: it is about the same fact.
+
+    Texts and entries are the requests, then the probes; of two probes with the same answer this cannot be told.
+    """
     texts = [{r.text, *r.paraphrase_texts} for r in requests]
 
     def same(a: EditRequest, b: EditRequest) -> bool:
@@ -101,6 +108,9 @@ def unclear_pairs(requests: Sequence[EditRequest], drawn: Sequence[Probe]) -> Bo
     def about(probe: Probe, b: EditRequest, known: set[str]) -> bool:
         return probe.prompt in known or (b.subject in probe.prompt and probe.answer == b.target_true)
 
-    rows = [[same(a, b) for b in requests] for a in requests]
-    rows += [[about(probe, b, known) for b, known in zip(requests, texts, strict=True)] for probe in drawn]
-    return torch.tensor(rows)
+    between = torch.tensor([[same(a, b) for b in requests] for a in requests])
+    probed = [[about(probe, b, known) for b, known in zip(requests, texts, strict=True)] for probe in drawn]
+    probed = torch.tensor(probed, dtype=torch.bool).reshape(len(drawn), len(requests))
+    alike = [[a.prompt == b.prompt or a.answer == b.answer for b in drawn] for a in drawn]
+    alike = torch.tensor(alike, dtype=torch.bool).reshape(len(drawn), len(drawn))
+    return torch.cat([torch.cat([between, probed.T], 1), torch.cat([probed, alike], 1)])

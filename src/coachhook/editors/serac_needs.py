@@ -13,6 +13,7 @@ from coachhook.stream_needs import saved_bytes_per_token
 from coachhook.training_needs import ANSWER_TOKENS, LossNeeds, TrainingShape, network_bytes
 
 _TEXTS = 4  # per request that the classifier reads: an entry, one of its wordings, two probes
+_ENTRIES = 3  # per request that they are scored against: itself and its probes
 _JOINED = 2  # texts per request that the counterfactual model reads, joined to one: an entry, a wording
 _SCORES = 6  # scores of tokens against entries: as such, scaled, masked, with "none", and two on the way back
 _LOGITS = 3  # logits or their gradient, log-probabilities and theirs
@@ -21,7 +22,7 @@ _LOGITS = 3  # logits or their gradient, log-probabilities and theirs
 def serac_loss_needs(shape: TrainingShape) -> LossNeeds:
     """Bytes and tokens of one batch. A trial of the base model tells nothing of the readers' time."""
     network, requests = _network(shape), shape.training.batch_size
-    scores = 4 * _SCORES * (_TEXTS - 1) * shape.tokens * requests
+    scores = 4 * _SCORES * (_TEXTS - 1) * shape.tokens * _ENTRIES * requests
     scope = _TEXTS * shape.tokens * _kept_per_token(network.scope) + scores
     answers = _LOGITS * shape.answers_bytes * (ANSWER_TOKENS + 1) // ANSWER_TOKENS  # and the end of text
     counterfactual = _JOINED * shape.tokens * _kept_per_token(network.counterfactual) + answers
