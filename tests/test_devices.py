@@ -9,6 +9,7 @@ from conftest import LAYERS, build_model
 from pretend_devices import PretendDevices, device_of, spread
 from test_all_methods import settings, trained_editor  # noqa: F401 (a fixture)
 from test_editors import logits
+from torch._subclasses.fake_tensor import FakeTensor
 
 from coachhook import Editor, compute_covariance, methods
 from coachhook.architectures import ArchitectureError, ModelParts

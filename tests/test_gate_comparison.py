@@ -133,6 +133,30 @@ def test_the_rate_on_unseen_text_counts_what_the_gates_swap_there(compared, edit
     assert value(rows, "leverage", 0.1, "rate") == pytest.approx(rate, abs=2 / tokens)
 
 
+@pytest.mark.parametrize("count", [0, 20])
+def test_each_prompt_is_asked_behind_a_text_of_its_own(compared, editor, count):
+    def gate_at(hook, key):
+        return (hook.gate.leverage(key) >= hook.gate.threshold).item()
+
+    subjects, others, starts = [], [], set()
+    for index, request in enumerate(editor.stream):
+        words = editor.tokenizer(" ".join(TEXTS[60 + index :]))["input_ids"][:count]
+        start = editor.tokenizer.decode(words) + " " if count else ""
+        starts.add(start)
+        ids = editor.tokenizer(start + request.text)["input_ids"]
+        end = start + request.text[: request.text.index(request.subject)] + request.subject
+        place = len(editor.tokenizer(end)["input_ids"]) - 1
+        with rewrite_inputs(editor._method.parts, LAYERS, stop=False) as keys, torch.no_grad():
+            editor.model(torch.tensor([ids]))
+        swaps = [[gate_at(hook, key[None]) for key in keys[hook.layer][0]] for hook in editor._method.hooks]
+        subjects.append(all(swap[place] for swap in swaps))
+        others += [sum(swap[:place]) / place for swap in swaps if place]
+    assert len(starts) == (len(editor.stream) if count else 1)
+    row = compared[(compared["kind"] == "length") & (compared["value"] == count)]
+    assert row["subjects"].item() == pytest.approx(sum(subjects) / len(subjects))
+    assert row["others"].item() == pytest.approx(sum(others) / max(1, len(others)), abs=1e-6)
+
+
 def test_a_sketch_as_wide_as_the_keys_decides_as_the_exact_form(compared):
     rows = compared[compared["kind"] == "sketch"]
     width = build_model("gpt2").config.n_embd * 4

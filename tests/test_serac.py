@@ -233,7 +233,7 @@ def test_the_same_seed_gives_the_same_editor(tokenizer, tmp_path):
 
 
 def literal_scope_loss(network, parts, tokenizer, entries, texts, unclear):
-    """One text at a time. texts: (prompt, answer, index of its entry or None, "asked" or "probe"); probes are entries."""
+    """One text at a time. texts: (prompt, answer, index of its entry or None, "asked" or "probe", an entry as well)."""
 
     def embed(ids):
         hidden = network.scope(torch.tensor([ids]))[0]

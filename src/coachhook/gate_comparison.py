@@ -39,7 +39,7 @@ FRACTIONS = (0.3, 0.5, 0.7, 0.8, 0.9)
 RATES = (0.02, 0.05, 0.1)
 SKETCHES = (64, 128, 256, 512, 768)
 FILLERS = (0, 2, 5, 10, 20, 40)
-"""Tokens of unrelated text before a prompt."""
+"""Tokens of ordinary text before a prompt, of another text before each."""
 _SCORES = ("reliability", "generality", "locality", "locality_same_subject")
 _COLUMNS = ("kind", "gate", "value", *_SCORES, "subjects", "others", "rate", "agreement")
 _EVALUATED = 100  # requests; of more the scores change little
@@ -113,9 +113,8 @@ def _measurements(subject: _Edited, known: Covariance, unseen: Sequence[str]) ->
     gates = subject.gates()
     own = "leverage" if all(isinstance(gate, LeverageGate) for gate in gates.values()) else "paper"
     yield {"kind": "tradeoff", "gate": own, "value": 0, **subject.scores()}
-    filler = [token for text in unseen[:_EVALUATED] for token in subject.editor.tokenizer(text)["input_ids"]]
     for count in FILLERS:
-        yield {"kind": "length", "gate": own, "value": count, **subject.opened(filler[:count])}
+        yield {"kind": "length", "gate": own, "value": count, **subject.opened(unseen, count)}
     if own != "leverage":
         return
     edited, ordinary = subject.edited_keys(), known.background
@@ -261,14 +260,15 @@ class _Edited:
         return {layer: torch.cat(parts) for layer, parts in found.items()}
 
     @torch.no_grad()
-    def opened(self, filler: Sequence[int]) -> dict[str, float]:
-        """Behind `filler`: the share of subjects' last tokens that all layers swap, and of all tokens before them."""
-        layers, subjects, others = [hook.layer for hook in self.hooks], [], []
-        for request in self.stream[:_EVALUATED]:
-            encoded = encode_edit(self.editor.tokenizer, request)
-            ids = torch.tensor([[*filler, *encoded.ids]], device=self._parts.input_device)
-            place = len(filler) + encoded.subject_last
-            with rewrite_inputs(self._parts, layers, stop=False) as keys:
+    def opened(self, texts: Sequence[str], count: int) -> dict[str, float]:
+        """Behind `count` tokens of text: the share of subjects' last tokens that all layers swap, and of all before."""
+        tokenizer, subjects, others = self.editor.tokenizer, [], []
+        for index, request in enumerate(self.stream[:_EVALUATED]):
+            behind = " ".join(texts[(index + more) % len(texts)] for more in range(count))
+            words = tokenizer(behind)["input_ids"][:count] if behind else []
+            encoded = encode_edit(tokenizer, request, f"{tokenizer.decode(words)} " if words else "")
+            ids, place = torch.tensor([encoded.ids], device=self._parts.input_device), encoded.subject_last
+            with rewrite_inputs(self._parts, [hook.layer for hook in self.hooks], stop=False) as keys:
                 self.editor.model(ids, use_cache=False)
             swaps = [hook.gate.swap(hook.change(keys[hook.layer]), None, keys[hook.layer])[0] for hook in self.hooks]
             subjects.append(torch.stack([swap[place] for swap in swaps]).all().item())
