@@ -466,7 +466,7 @@ def test_a_batch_size_can_be_varied(config):
             "datasets.yaml",
             ["datasets", "validation", "apart_from"],
             ["smoke-completions"],
-            ["validation.apart_from", "data set of the same world 'smoke-completions'", "completions-long"],
+            ["validation.apart_from", "data set of the same world 'smoke-completions'", "validation-questions"],
         ),
         ("methods/memit.yaml", ["search"], {"clmp": [1]}, ["search", "unknown hyper-parameter 'clmp'", "clamp"]),
         ("methods/memit.yaml", ["hyperparams"], {}, ["unknown key 'hyperparams'", "hyperparameters"]),
