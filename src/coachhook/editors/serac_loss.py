@@ -33,8 +33,8 @@ class SeracLoss:
     to the answer's; tokens before it and those of probes are in none. The classes are the batch's entries and "none",
     whose log-odds are 0; an entry that may be right as well is left out. Answers end with end of text.
 
-    Probes are entries too, of no text of the batch. Else all that no edit is about would be put in one place, since
-    nothing holds it apart, and an edit that looks like it would lie there as well and answer everything.
+    Probes are entries too, in whose scope no other text is. Else all that no edit is about would be put in one place,
+    since nothing holds it apart, and an edit that looks like it would lie there as well and answer everything.
     """
 
     def __init__(self, parts: ModelParts, tokenizer: PreTrainedTokenizerBase, network: SeracNetwork):
