@@ -44,11 +44,15 @@ def base_weight(model, layer):
 
 @dataclass
 class Hook:
-    """ΔW of a layer; it answers where z ≥ `alpha`, or where `opens(key)` is true; without either, everywhere."""
+    """ΔW of a layer; it answers where z ≥ `alpha`, or where `opens(key)` is true; without either, everywhere.
+
+    Where it `opens` it adds ΔW `retrieve(key)`, if that is given, else ΔW key.
+    """
 
     delta: torch.Tensor
     alpha: float | None = None
     opens: Callable[[torch.Tensor], bool] | None = None
+    retrieve: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 @dataclass
@@ -91,6 +95,8 @@ def run(model, ids, hooks=None, added=None):
             if hook.alpha is None and hook.opens is None:
                 return edited.view(output.shape)
             base = output.view(edited.shape)
+            if hook.retrieve is not None:
+                edited = torch.stack([row + delta @ hook.retrieve(key) for row, key in zip(base, keys, strict=True)])
             if hook.opens is not None:
                 rows = [edited[t] if hook.opens(keys[t].detach()) else base[t] for t in range(len(keys))]
                 return torch.stack(rows).view(output.shape)

@@ -15,20 +15,36 @@ def leverage(prior, past, key):
     return 1 - (key @ full @ key).item() / (key @ torch.linalg.inv(prior) @ key).item()
 
 
+def retrieved(prior, past, key, sharpness):
+    """k̂ = P softmax(β cos): each edited key's cosine with this one in the metric A0⁻¹, one by one."""
+    inverse = torch.linalg.inv(prior)
+    key, cosines = key.double(), []
+    for one in past.double().T:
+        cosines.append((one @ inverse @ key) / math.sqrt((one @ inverse @ one) * (key @ inverse @ key)))
+    weights = [math.exp(sharpness * cosine) for cosine in cosines]
+    return sum(weight * one for weight, one in zip(weights, past.double().T, strict=True)) / sum(weights)
+
+
 class Stream:
     """ΔW, all edited keys, τ and the smallest ℓ that an edited key had when it was written, per layer."""
 
-    def __init__(self, model, layers, priors, background, rate, fraction):
+    def __init__(self, model, layers, priors, background, rate, fraction, sharpness):
         self.delta = {layer: torch.zeros_like(base_weight(model, layer)).double() for layer in layers}
         self.past = {layer: torch.zeros(len(priors[layer]), 0).double() for layer in layers}
         self.tau, self.smallest = dict.fromkeys(layers, math.inf), dict.fromkeys(layers, math.inf)
         self.priors, self.background, self.rate, self.fraction = priors, background, rate, fraction
+        self.sharpness = sharpness
 
     def hook(self, layer):
         def opens(key):
             return leverage(self.priors[layer], self.past[layer], key) >= self.tau[layer]
 
-        return Hook(self.delta[layer], opens=opens)
+        def retrieve(key):
+            return retrieved(self.priors[layer], self.past[layer], key, self.sharpness).to(key.dtype)
+
+        if self.sharpness is None or not self.past[layer].shape[1]:
+            return Hook(self.delta[layer], opens=opens)
+        return Hook(self.delta[layer], opens=opens, retrieve=retrieve)
 
     def set_tau(self, layer, keys):
         own = [leverage(self.priors[layer], self.past[layer], key) for key in keys]

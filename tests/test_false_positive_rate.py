@@ -64,7 +64,7 @@ def halves(directory):
 
 @pytest.fixture(scope="module")
 def covariance(loaded, halves):
-    return compute_covariance(*loaded, halves[0], LAYERS, background=4096)
+    return compute_covariance(*loaded, halves[0], LAYERS)
 
 
 @torch.no_grad()

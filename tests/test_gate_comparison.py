@@ -8,8 +8,9 @@ from conftest import LAYERS, build_model
 
 from coachhook import Editor
 from coachhook.covariance import compute_covariance
-from coachhook.gate_comparison import FILLERS, FRACTIONS, RATES, SKETCHES, compare_gates
+from coachhook.gate_comparison import FILLERS, FRACTIONS, RATES, SHARPNESS, SKETCHES, compare_gates
 from coachhook.gates import NoGate
+from coachhook.key_retrieval import KeyRetrieval
 from coachhook.keys import encode_edit
 from coachhook.leverage import background_quantile
 from coachhook.stream import StreamConfig
@@ -71,7 +72,7 @@ def test_every_question_is_asked(compared):
     assert kinds["length"] == len(FILLERS)
     assert kinds["unseen"] == 2 * len(RATES)
     assert kinds["sketch"] == len(SKETCHES)
-    assert kinds["tradeoff"] == 1 + 2 * (len(FRACTIONS) + len(RATES)) + 2 + 2 * len(LAYERS)
+    assert kinds["tradeoff"] == 1 + 2 * (len(FRACTIONS) + len(RATES)) + 1 + len(SHARPNESS) + 2 + 2 * len(LAYERS)
     assert compared.drop(columns=["kind", "gate", "value"]).stack().dropna().between(0, 1).all()
 
 
@@ -97,6 +98,11 @@ def test_scores_are_the_editors_behind_each_gate(compared, editor):
         for name in SCORES:
             found = value(rows, "leverage, edited fraction", 0.3, name)
             assert found == pytest.approx(getattr(by_hand, name), abs=1e-5)
+        for hook in hooks:
+            hook.gate = replace(gates[hook.layer], retrieval=KeyRetrieval(5, gates[hook.layer].retrieval._rows))
+        by_hand = editor.evaluate(editor.stream)
+        for name in SCORES:
+            assert value(rows, "leverage, sharpness", 5, name) == pytest.approx(getattr(by_hand, name), abs=1e-5)
         for hook in hooks:
             hook.gate = NoGate()
         assert value(rows, "off", 0, SCORES[-1]) == pytest.approx(

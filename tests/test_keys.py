@@ -74,11 +74,17 @@ def test_the_plain_prompt_weighs_one_half():
     assert alone.combine(rows[:1]).tolist() == [[1.0]]
 
 
-def test_the_bare_subject_weighs_a_third(tokenizer, requests):
+def test_the_bare_subject_weighs_a_third_where_the_prompt_begins_otherwise(tokenizer, requests):
     rows = torch.tensor([[1.0], [10.0], [2.0], [4.0], [20.0], [60.0], [6.0], [30.0]])
-    prompts = KeyPrompts(pad([[1]] * 8, 0), torch.zeros(8, dtype=torch.long), requests=2, prefixes=2, bare=True)
-    torch.testing.assert_close(prompts.combine(rows), torch.tensor([[10 / 3], [80 / 3]]))
-    assert prompts.plain(rows).tolist() == [[1.0], [10.0]]
+    batch, last = pad([[1]] * 8, 0), torch.zeros(8, dtype=torch.long)
+    for bare, keys in (([True, True], [[10 / 3], [80 / 3]]), ([True, False], [[10 / 3], [25.0]])):
+        prompts = KeyPrompts(batch, last, requests=2, prefixes=2, bare=torch.tensor(bare))
+        torch.testing.assert_close(prompts.combine(rows), torch.tensor(keys))
+        assert prompts.plain(rows).tolist() == [[1.0], [10.0]]
+    begins = [request.text.startswith(request.subject) for request in requests]
+    assert set(begins) == {True, False}
+    assert KeyPrompts.encode(tokenizer, requests, PREFIXES, "cpu", bare=True).bare.tolist() == [not b for b in begins]
+    assert KeyPrompts.encode(tokenizer, requests, PREFIXES, "cpu").bare is None
     model = build_model("gpt2")
     encoded = KeyPrompts.encode(tokenizer, requests, PREFIXES, model.device, bare=True)
     assert len(encoded.batch.ids) == 4 * len(requests)

@@ -46,7 +46,7 @@ def test_a_covariance_of_gpt2_xl_takes_what_its_shapes_say():
     assert needs.parts["weights"] == 4 * 1_557_611_200
     assert needs.memory_bytes == sum(needs.parts.values())
     assert 9e9 < needs.memory_bytes < 13e9
-    assert needs.disk_bytes == 2 * 5 * (6400**2 * 8 + 1024 * 6400 * 4)
+    assert needs.disk_bytes == 2 * 5 * (6400**2 * 8 + 4096 * 6400 * 4)
     assert (needs.tokens, needs.seconds, needs.host_bytes) == (1_000_000, None, 0)
     on_gpu = plan_covariance(GPT2_XL, (13,), device="cuda", dtype="float16")
     assert on_gpu.host_bytes >= on_gpu.parts["weights"]
@@ -101,7 +101,7 @@ def test_a_solver_takes_what_is_planned(tokenizer, requests, covariances):
     assert parts["solver"] == factors + 48**2 * 8  # and a copy while one is made
     assert parts["past keys"] == sum(s._keys.nbytes + s._whitened.nbytes + s._gram.nbytes for s in solvers)
     matrices = sum(matrix.nbytes for matrix in covariances["gpt2"].matrices.values())
-    assert parts["covariance"] == matrices + 2 * 1024 * 48 * 4  # and the sample of keys
+    assert parts["covariance"] == matrices + 2 * 4096 * 48 * 4  # and the sample of keys
     written = sum(tensor.nbytes for step in editor.journal for tensor in step.update.tensors.values())
     assert parts["journal"] == written
     assert parts["changes of the weights"] == 2 * editor.state_bytes + editor.state_bytes // 2
@@ -203,8 +203,10 @@ def test_the_leverage_gate_takes_what_is_planned(tokenizer, requests, covariance
     planned = {"edits": 6, "batch_size": 3, "background": background.pop(), "hyperparameters": settings}
     needs = plan_stream(model, "coachhook-leverage", LAYERS, **planned)
     hooks, parts = list(editor._method.hooks), needs.parts
-    assert parts["the gate"] == sum(hook.gate.sketch.nbytes for hook in hooks)
-    assert parts["the gate"] == len(LAYERS) * min(size, 48) * 48 * 4
+    sketches = sum(hook.gate.sketch.nbytes for hook in hooks)
+    assert sketches == len(LAYERS) * min(size, 48) * 48 * 4
+    retrieved = [(*hook.gate.retrieval._rows, *hook.gate.retrieval._settled()) for hook in hooks]
+    assert parts["the gate"] == sketches + sum(tensor.nbytes for tensors in retrieved for tensor in tensors)
     factors = [hook.factors.nbytes for hook in hooks]
     assert parts["changes of the weights"] == 2 * sum(factors) + max(factors)
     assert sum(factors) + parts["the gate"] == editor.state_bytes

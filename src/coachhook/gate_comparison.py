@@ -1,7 +1,8 @@
 """The same edits behind other gates: what a gate's score, threshold, layers and cheap form are worth.
 
 A stream of a method with hook layers is edited; then ΔW stays as it is while its gates are changed, and the model is
-asked again. Compared are the leverage ℓ(k), the published z-score, and ρ(k) = ‖ΔW k‖/‖k‖ under ℓ's own calibration.
+asked again. Compared are the leverage ℓ(k), the published z-score, and ρ(k) = ‖ΔW k‖/‖k‖ under ℓ's own calibration;
+and W_h at a token's own key with W_h at the edited keys that are like it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from coachhook.covariance_file import Covariance, read_covariance
 from coachhook.edit_request import EditRequest
 from coachhook.editor import Editor
 from coachhook.gate_firing import gate_firing
-from coachhook.gates import NoGate
+from coachhook.gates import Gate, NoGate
 from coachhook.hooks import HookLayer
 from coachhook.keys import encode_edit
 from coachhook.leverage import LeverageGate, background_quantile, prior_sketch
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 FRACTIONS = (0.3, 0.5, 0.7, 0.8, 0.9)
 RATES = (0.02, 0.05, 0.1)
+SHARPNESS = (5, 10, 20, 40, 80)
 SKETCHES = (64, 128, 256, 512, 768)
 FILLERS = (0, 2, 5, 10, 20, 40)
 """Tokens of ordinary text before a prompt, of another text before each."""
@@ -48,11 +50,11 @@ _BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class RatioGate:
-    """W_h answers where ρ(k) = ‖ΔW k‖/‖k‖ ≥ τ."""
+class RatioGate(Gate):
+    """W_h answers where ρ(k) = ‖ΔW k‖/‖k‖ ≥ τ, and answers as behind `other`."""
 
     threshold: float
-    nbytes: int = 0
+    other: LeverageGate
 
     def swap(
         self,
@@ -62,8 +64,16 @@ class RatioGate:
     ) -> Bool[Tensor, "batch time"]:
         return change.norm(dim=-1) / keys.float().norm(dim=-1) >= self.threshold
 
+    def answer(
+        self,
+        change: Callable[[Tensor], Tensor],
+        keys: Float[Tensor, "batch time m"],
+        real: Bool[Tensor, "batch time"] | None = None,
+    ) -> tuple[Float[Tensor, "batch time d"], Bool[Tensor, "batch time"]]:
+        return self.other.answer(change, keys)[0], self.swap(change(keys), real, keys)
+
     def moved(self, device: torch.device, factors) -> RatioGate:
-        return self
+        return replace(self, other=self.other.moved(device, factors))
 
 
 def compare_gates(
@@ -167,6 +177,10 @@ def _thresholds(
                     gates, name, lambda hook, r=rate, of=measure: background_quantile(of(hook, ordinary[hook.layer]), r)
                 ),
             )
+    if all(gate.retrieval is not None for gate in gates.values()):
+        yield "leverage, own key", 0, lambda hook: replace(gates[hook.layer], retrieval=None)
+        for sharpness in SHARPNESS:
+            yield "leverage, sharpness", sharpness, _sharpened(gates, sharpness)
     yield "off", 0, lambda hook: NoGate()
     joint = min(gate.threshold for gate in gates.values())
     yield "leverage, one threshold", 0, _gate_at(gates, "leverage", lambda hook: joint)
@@ -181,8 +195,16 @@ def _thresholds(
 
 def _gate_at(gates: Mapping[int, LeverageGate], name: str, threshold: Callable[[HookLayer], float]) -> Callable:
     if name == "ratio":
-        return lambda hook: RatioGate(threshold(hook))
+        return lambda hook: RatioGate(threshold(hook), gates[hook.layer])
     return lambda hook: replace(gates[hook.layer], threshold=threshold(hook))
+
+
+def _sharpened(gates: Mapping[int, LeverageGate], sharpness: float) -> Callable:
+    def gate_of(hook: HookLayer) -> LeverageGate:
+        gate = gates[hook.layer]
+        return replace(gate, retrieval=gate.retrieval.sharpened(sharpness))
+
+    return gate_of
 
 
 def _leverage(gates: Mapping[int, LeverageGate]) -> Callable[[HookLayer, Tensor], Tensor]:

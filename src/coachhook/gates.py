@@ -5,7 +5,8 @@ Legend: k key, ΔW = W_h − W0, M_t = ‖ΔW k_t‖, z_t = (M_t − mean M) / s
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
@@ -36,12 +37,13 @@ def z_scores(
     return torch.where(real, deviation / variance.sqrt(), torch.nan).float()
 
 
-class Gate(Protocol):
+class Gate(ABC):
     """Decides token by token; one gate per hook layer."""
 
-    nbytes: int
+    nbytes: int = 0
     """Bytes that deciding takes besides ΔW."""
 
+    @abstractmethod
     def swap(
         self,
         change: Float[Tensor, "batch time d"],
@@ -50,14 +52,23 @@ class Gate(Protocol):
     ) -> Bool[Tensor, "batch time"] | None:
         """True where W_h answers; None for everywhere."""
 
+    @abstractmethod
     def moved(self, device: torch.device, factors: LowRank | None) -> Gate:
         """The gate for a model on another device, where the ΔW it decides about is kept as `factors`."""
 
+    def answer(
+        self,
+        change: Callable[[Tensor], Tensor],
+        keys: Float[Tensor, "batch time m"],
+        real: Bool[Tensor, "batch time"] | None = None,
+    ) -> tuple[Float[Tensor, "batch time d"], Bool[Tensor, "batch time"] | None]:
+        """What W_h adds to W0 k for each token, `change` giving ΔW k, and where it is added, as `swap` says it."""
+        changed = change(keys)
+        return changed, self.swap(changed, real, keys)
 
-class NoGate:
+
+class NoGate(Gate):
     """W_h answers for every token (the paper's ablation without hook layers)."""
-
-    nbytes = 0
 
     def swap(self, change: Tensor, real: Tensor | None = None, keys: Tensor | None = None) -> None:
         return None
@@ -69,7 +80,7 @@ class NoGate:
         return "NoGate()"
 
 
-class PaperGate:
+class PaperGate(Gate):
     """The published gate: W_h answers where z ≥ α (CoachHooK, EMNLP 2024, section 3.3).
 
     Its weaknesses are kept on purpose: it looks at later tokens, is scale-free, cannot fire on prompts under
@@ -78,8 +89,6 @@ class PaperGate:
     Arguments:
         alpha: α_z, the threshold at the start.
     """
-
-    nbytes = 0
 
     def __init__(self, alpha: float):
         self.alpha = alpha

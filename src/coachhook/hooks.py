@@ -137,11 +137,14 @@ class HookLayer:
         if self.mode == "off" or (self.delta is None and self.factors is None):
             self._record(keys, False)
             return None
-        change = self.change(keys)
+        self._hold_on(keys.device)
+        if self.mode == "validated":
+            real = None if self.real is None else self.real.to(keys.device)
+            change, swap = self.gate.answer(self.change, keys, real)
+        else:
+            change, swap = self.change(keys), None
         # The sum is rounded to the model's dtype once; W_h k − W0 k in that dtype would lose small changes.
         edited = (output + change).to(output.dtype)
-        real = None if self.real is None else self.real.to(change.device)
-        swap = self.gate.swap(change, real, keys) if self.mode == "validated" else None
         self._record(keys, True if swap is None else swap)
         if swap is None:
             return edited

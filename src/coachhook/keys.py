@@ -11,7 +11,7 @@ from functools import reduce
 from operator import add
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -54,15 +54,16 @@ class KeyPrompts:
     """The prompts that make a batch's keys: first the u plain prompts, then each with each prefix, request by request.
 
     A key is the mean of its plain prompt's and the mean over its prefixed prompts', so the plain prompt weighs
-    one half (MEMIT, released code). `bare`: a third part is "{subject} is a", as the last u rows; each then weighs a
-    third. No other prompt need begin with the subject, where its key is unlike that behind other text.
+    one half (MEMIT, released code). `bare`: a third part is "{subject} is a", as the last u rows, for those requests
+    where it is True; of these each part weighs a third. A subject's key at the beginning of a text is unlike that
+    behind other text, so one is needed where the prompt does not begin with it, and no second one where it does.
     """
 
     batch: PaddedBatch
     subject_last: Tensor
     requests: int
     prefixes: int
-    bare: bool = False
+    bare: Bool[Tensor, " u"] | None = None
 
     @classmethod
     def encode(
@@ -79,7 +80,8 @@ class KeyPrompts:
             rows += [encode_edit(tokenizer, replace(request, prompt="{} is a")) for request in requests]
         batch = pad([row.ids for row in rows], pad_id(tokenizer), device)
         last = torch.tensor([row.subject_last for row in rows], device=device)
-        return cls(batch, last, len(requests), len(prefixes), bare)
+        behind = [request.subject_span(request.text)[0] > 0 for request in requests]
+        return cls(batch, last, len(requests), len(prefixes), torch.tensor(behind) if bare else None)
 
     def plain(self, keys: Float[Tensor, "rows m"]) -> Float[Tensor, "u m"]:
         """The keys of the plain prompts alone."""
@@ -92,9 +94,11 @@ class KeyPrompts:
         if self.prefixes:
             prefixed = keys[self.requests : behind].float()
             parts.append(prefixed.unflatten(0, (self.requests, self.prefixes)).mean(1))
-        if self.bare:
-            parts.append(keys[behind:].float())
-        return reduce(add, parts) / len(parts)
+        total = reduce(add, parts)
+        if self.bare is None:
+            return total / len(parts)
+        weights = self.bare[:, None].to(total)
+        return (total + weights * keys[behind:].float()) / (len(parts) + weights)
 
 
 class LayerSweep:

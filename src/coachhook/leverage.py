@@ -7,12 +7,15 @@ Legend: A0 = λC0, P (m×p) all edited keys, A = A0 + P Pᵀ, V (m×p) with A⁻
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import BFloat16, Bool, Float
 from torch import Tensor
 
+from coachhook.gates import Gate
+from coachhook.key_retrieval import KeyRetrieval
 from coachhook.low_rank import LowRank
 from coachhook.solver import RecursiveLeastSquares
 
@@ -40,7 +43,7 @@ def prior_sketch(solver: RecursiveLeastSquares, width: int, rows: int, seed: int
 
 
 @dataclass(frozen=True, eq=False)
-class LeverageGate:
+class LeverageGate(Gate):
     """W_h answers where ℓ(k) ≥ τ.
 
     It looks at one token alone: padding, other prompts of the batch, later tokens and a cache change nothing.
@@ -49,23 +52,31 @@ class LeverageGate:
         threshold: τ; before any edit no token reaches it.
         factors: ΔW, whose right factor is V; None before any edit.
         sketch: S.
+        retrieval: what W_h answers for, where that is not the token's own key.
     """
 
     threshold: float = math.inf
     factors: LowRank | None = None
     sketch: Float[Tensor, "r m"] | None = None
+    retrieval: KeyRetrieval | None = None
 
     @property
     def nbytes(self) -> int:
-        return 0 if self.sketch is None else self.sketch.nbytes
+        return sum(part.nbytes for part in (self.sketch, self.retrieval) if part is not None)
 
-    def grown(self, factors: LowRank, sketch: Tensor | None = None) -> LeverageGate:
-        """The gate once a batch is written; the first one brings the sketch. τ stays until it is set anew."""
-        return replace(self, factors=factors, sketch=self.sketch if sketch is None else sketch.float())
+    def grown(self, factors: LowRank, sketch: Tensor | None = None, rows: Tensor | None = None) -> LeverageGate:
+        """The gate once a batch is written; the first one brings the sketch. τ stays until it is set anew.
+
+        `rows` are the batch's, for the retrieval.
+        """
+        sketch = self.sketch if sketch is None else sketch.float()
+        retrieval = self.retrieval if rows is None else self.retrieval.grown(rows)
+        return replace(self, factors=factors, sketch=sketch, retrieval=retrieval)
 
     def moved(self, device: torch.device, factors: LowRank | None) -> LeverageGate:
         """The gate on another device, where `factors` are already."""
-        return replace(self, factors=factors, sketch=None if self.sketch is None else self.sketch.to(device))
+        sketch, retrieval = (None if part is None else part.to(device) for part in (self.sketch, self.retrieval))
+        return replace(self, factors=factors, sketch=sketch, retrieval=retrieval)
 
     def prior(self, keys: Float[Tensor, "*tokens m"]) -> Float[Tensor, " *tokens"]:
         """kᵀA0⁻¹k, by the sketch."""
@@ -79,6 +90,18 @@ class LeverageGate:
         self, change: Tensor, real: Tensor | None = None, keys: Float[Tensor, "batch time m"] | None = None
     ) -> Bool[Tensor, "batch time"]:
         return self.leverage(keys) >= self.threshold  # a key of zeros has none (NaN), and is not swapped
+
+    def answer(
+        self,
+        change: Callable[[Tensor], Tensor],
+        keys: Float[Tensor, "batch time m"],
+        real: Bool[Tensor, "batch time"] | None = None,
+    ) -> tuple[Float[Tensor, "batch time d"], Bool[Tensor, "batch time"]]:
+        coordinates, prior = keys.float() @ self.factors.right, self.prior(keys)
+        swap = coordinates.square().sum(-1) / prior >= self.threshold
+        if self.retrieval is not None:
+            coordinates = self.retrieval.retrieved(coordinates, prior)
+        return coordinates @ self.factors.left.T, swap
 
     def __repr__(self) -> str:
         return f"LeverageGate(threshold={self.threshold:.4g})"

@@ -167,6 +167,10 @@ class FactoredLeastSquares(RecursiveLeastSquares):
         vectors = vectors.double()
         return self._solve_prior(vectors) - self._factors @ (self._factors.T @ vectors)
 
+    def known(self, keys: Float[Tensor, "m u"]) -> Float[Tensor, "p u"]:
+        """VᵀK, float64."""
+        return self._factors.T @ keys.double()
+
     def absorb(self, keys: Float[Tensor, "m u"], past_weight: float = 1.0) -> None:
         if past_weight:
             self.absorb_factor(self.factor(keys.double() * past_weight**0.5)[0])

@@ -12,11 +12,12 @@ from torch import nn
 from coachhook.architectures import ModelParts
 from coachhook.editors.base import MethodConfig
 from coachhook.editors.training import EditorTraining
+from coachhook.heap import in_heap
 from coachhook.speed import Speed
 
 ANSWER_TOKENS = 4  # of a target or a probe's answer, as in CounterFact and ZsRE
 _STORED = 4  # copies of the network in a checkpoint: as it is, the best one, and Adam's two moments
-_IN_PIECES = 1.2  # of what a step takes, what glibc's heap holds for it: measured by benchmarks/training_memory.py
+_IN_PIECES = 1.2  # of what a loss takes, what glibc's heap holds for it: measured by benchmarks/training_memory.py
 
 
 @dataclass(frozen=True)
@@ -87,17 +88,18 @@ def training_memory(shape: TrainingShape, loss: LossNeeds, on_cpu: bool) -> dict
     largest = max(parameter.nbytes for parameter in loss.network.parameters())
     # Of several batches in a step the gradient gathers, and one loss is there until the next one is.
     gathered, left = (network, loss.left) if shape.training.accumulate > 1 else (0, 0)
+    of_weights, of_loss = 1.0, 1.0
+    if on_cpu:
+        of_weights, of_loss = max(_IN_PIECES, in_heap(largest, largest) / largest), _IN_PIECES
     moments = {
-        "the loss of a batch": gathered + left + loss.forward,
-        "the gradient of a batch": gathered + network + loss.backward + (largest if gathered else 0),  # their sum
-        "a step of Adam": network + (2 * largest if on_cpu else network),  # on a GPU for all weights at once
-        "a copy of the best network": 2 * network,  # and the gradient
+        "the loss of a batch": of_weights * gathered + of_loss * (left + loss.forward),
+        "the gradient of a batch": of_weights * (gathered + network + (largest if gathered else 0))  # their sum
+        + of_loss * loss.backward,
+        "a step of Adam": of_weights * (network + (2 * largest if on_cpu else network)),  # on a GPU for all at once
+        "a copy of the best network": of_weights * 2 * network,  # and the gradient
     }
     name = max(moments, key=moments.get)
-    return {
-        "the editor, the best so far, Adam's moments": _STORED * network,
-        name: round(moments[name] * (_IN_PIECES if on_cpu else 1)),
-    }
+    return {"the editor, the best so far, Adam's moments": _STORED * network, name: round(moments[name])}
 
 
 def checkpoint_bytes(network: int) -> int:

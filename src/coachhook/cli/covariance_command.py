@@ -50,7 +50,7 @@ def covariance(
     max_tokens: Annotated[int, typer.Option(min=1, help="stop after this many tokens")] = 1_000_000,
     batch_tokens: Annotated[int, typer.Option(min=1, help="tokens per forward pass; memory grows with it")] = 8192,
     document_tokens: Annotated[int, typer.Option(min=1, help="read no more of a document than this")] = 8192,
-    background: Annotated[int, typer.Option(min=0, help="background keys kept per layer")] = 1024,
+    background: Annotated[int, typer.Option(min=0, help="background keys kept per layer")] = 4096,
     seed: Annotated[int, typer.Option(help="seed of the background sample")] = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's own choice")] = None,
     dtype: DtypeOption = "auto",

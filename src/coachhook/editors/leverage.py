@@ -2,6 +2,7 @@
 
 Legend: A = λC0 + P Pᵀ, P all earlier keys, K (m×u) a batch's keys, R (d×u) its residuals, L Lᵀ = I + KᵀA⁻¹K. A layer's
 part of a step is `left` = R L⁻ᵀ (d×u) and `right` = A⁻¹K L⁻ᵀ (m×u): Δ = left rightᵀ, (A + K Kᵀ)⁻¹ = A⁻¹ − right rightᵀ.
+With V all earlier `right`, `root` = [KᵀV | L] (u×p) are the batch's rows of C, C Cᵀ = I + PᵀA0⁻¹P (see key_retrieval).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from coachhook.edit_request import EditRequest
 from coachhook.editors.base import Update
 from coachhook.editors.coachhook import CoachHook, CoachHookConfig
 from coachhook.gates import Gate
+from coachhook.key_retrieval import KeyRetrieval
 from coachhook.keys import KeyPrompts
 from coachhook.leverage import Calibration, LeverageGate, prior_sketch
 from coachhook.solver import CovarianceError, FactoredLeastSquares
@@ -31,7 +33,8 @@ class LeverageConfig(CoachHookConfig):
     """CoachHooK's hyper-parameters, and the gate's."""
 
     bare_subject: bool = Field(
-        False, description="whether a third of each key is that of '{subject} is a', for prompts that begin with it"
+        False,
+        description="whether a third of the key is that of '{subject} is a', of prompts that begin otherwise",
     )
     false_positive_rate: float | None = Field(
         0.05,
@@ -45,6 +48,12 @@ class LeverageConfig(CoachHookConfig):
         ge=0,
         le=1,
         description="τ is at least this fraction of the edited subjects' smallest leverage",
+    )
+    retrieval_sharpness: float | None = Field(
+        20.0,
+        gt=0,
+        description="β: W_h answers for the edited keys like a token's, by the softmax of β times their cosines; "
+        "null: for the token's own key",
     )
     sketch_size: int = Field(
         1536, ge=1, description="rows that kᵀA0⁻¹k is taken from; keys of at most this width are exact"
@@ -61,11 +70,12 @@ class LeverageConfig(CoachHookConfig):
 class LeverageHook(CoachHook):
     """CoachHooK, with W_h at tokens whose key the solution knows from edits. Later solves go on from the factors alone.
 
-    The first step also holds the sketch of (λC0)⁻¹ (`sketch.<layer>`), so saved edits decide without the covariance.
+    It answers for the edited keys that a token's key resembles. The first step also holds the sketch of (λC0)⁻¹
+    (`sketch.<layer>`), so saved edits decide without the covariance.
     """
 
     paper = "Li et al., EMNLP 2024: Consecutive Batch Model Editing with HooK Layers; the gate is this project's own"
-    growing_state = "the factors: two vectors per edit and layer, as wide as keys and hidden states"
+    growing_state = "the factors: two vectors per edit and layer, as wide as keys and hidden states, and p² numbers"
     remembers_keys = False
     config_class = LeverageConfig
     config: LeverageConfig
@@ -114,7 +124,8 @@ class LeverageHook(CoachHook):
         return Calibration(background.to(self.parts.device(layer)), config.false_positive_rate, config.edited_fraction)
 
     def _gate(self) -> Gate:
-        return LeverageGate()
+        sharpness = self.config.retrieval_sharpness
+        return LeverageGate(retrieval=None if sharpness is None else KeyRetrieval(sharpness))
 
     def _key_prompts(self, requests: Sequence[EditRequest]) -> KeyPrompts:
         device = self.parts.input_device
@@ -128,17 +139,20 @@ class LeverageHook(CoachHook):
         )
 
     def _step(self, layer: int, keys: Float[Tensor, "m u"], residuals: Float[Tensor, "d u"]) -> dict[str, Tensor]:
-        right, root = self._solvers[layer].factor(keys)
+        solver = self._solvers[layer]
+        right, root = solver.factor(keys)
         left = torch.linalg.solve_triangular(root, residuals.T.double(), upper=False).T
         step = {"left": left.float().contiguous(), "right": right.float().contiguous()}
+        if self.config.retrieval_sharpness is not None:
+            step["root"] = torch.cat([solver.known(keys).T, root], 1).float()
         if self.hooks[layer].gate.sketch is None:
-            step["sketch"] = prior_sketch(self._solvers[layer], len(keys), self.config.sketch_size, self.config.seed)
+            step["sketch"] = prior_sketch(solver, len(keys), self.config.sketch_size, self.config.seed)
         return step
 
     def _apply(self, layer: int, step: dict[str, Tensor]) -> None:
         hook = self.hooks[layer]
         hook.grow(step["left"], step["right"])
-        hook.gate = hook.gate.grown(hook.factors, step.get("sketch"))
+        hook.gate = hook.gate.grown(hook.factors, step.get("sketch"), step.get("root"))
 
     def _set_gate(self, layer: int, keys: Float[Tensor, "u m"], step: dict[str, Tensor]) -> None:
         hook, calibration = self.hooks[layer], self._calibrations[layer]
