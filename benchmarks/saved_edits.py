@@ -48,7 +48,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def random_step(number: int, width: int, config: CoachHookConfig, batch_size: int) -> Step:
-    """A step as `config`'s gate has it: factors of each layer, with the batch's keys or, in the first, the sketch."""
+    """A step as `config`'s gate has it: factors of each layer, with the batch's keys or its part of their root and, in
+    the first, the sketch."""
     generator = torch.Generator().manual_seed(number)
     sizes = {"left": width, "right": 4 * width} | ({"keys": 4 * width} if config.gate == "paper" else {})
     tensors = {
@@ -60,6 +61,10 @@ def random_step(number: int, width: int, config: CoachHookConfig, batch_size: in
         rows = min(config.sketch_size, 4 * width)
         for layer in config.layers:
             tensors[f"sketch.{layer}"] = torch.randn(rows, 4 * width, generator=generator).bfloat16()
+    if config.gate == "leverage":
+        for layer in config.layers:
+            before = 0.01 * torch.randn(batch_size, (number - 1) * batch_size, generator=generator)
+            tensors[f"root.{layer}"] = torch.cat([before, 2 * torch.eye(batch_size)], 1)
     told = {str(layer): 0.5 for layer in config.layers}
     names = [f"Subject {number} {i}" for i in range(batch_size)]
     requests = [EditRequest(name, "The place of {} is", "Paris", "London") for name in names]
@@ -82,7 +87,13 @@ def timed(what: str, action):
 
 
 def bits(editor: Editor, layers: tuple[int, ...]):
-    return [editor._method.hooks[layer].dense().clone() for layer in layers]
+    """ΔW, and what each layer adds to some keys."""
+    found = []
+    for layer in layers:
+        hook = editor._method.hooks[layer]
+        keys = torch.randn(1, 8, hook.dense().shape[1], generator=torch.Generator().manual_seed(0))
+        found += [hook.dense().clone(), hook.gate.answer(hook.change, keys)[0]]
+    return found
 
 
 def measure(shape: str, method: str, batch_size: int, folder: Path) -> None:

@@ -162,7 +162,8 @@ def write_gates(directory, seed, leverage=True):
     rows = [row("tradeoff", own, 0)]
     rows += [row("length", own, n, subjects=random.uniform(), others=random.uniform()) for n in (0, 10)]
     if leverage:
-        rows.append(row("tradeoff", "off", 0))
+        rows += [row("tradeoff", gate, 0) for gate in ("off", "leverage, own key")]
+        rows += [row("tradeoff", "leverage, sharpness", sharpness) for sharpness in (5, 20, 80)]
         for gate, off in (("leverage", 1.2), ("ratio", 3.0)):
             rows += [row("tradeoff", f"{gate}, edited fraction", fraction) for fraction in (0.5, 0.8)]
             rows += [row("unseen", gate, rate, rate=off * rate) for rate in (0.02, 0.05, 0.1)]

@@ -15,15 +15,15 @@ def frame(tmp_path):
 def test_every_gate_and_every_question_is_shown(frame):
     with style():
         figure = gate_figure.draw(frame)
-    panels = np.array(figure.axes).reshape(4, 2)
+    panels = np.array(figure.axes).reshape(5, 2)
     assert [axes.get_title() for axes in panels[0]] == ["narrow", "wide"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         look.label for look in gate_figure.GATES.values()
     ]
-    drawn = [line.get_xydata() for line in panels[2, 1].get_lines()]
+    drawn = [line.get_xydata() for line in panels[3, 1].get_lines()]
     for off in (1.2, 3.0):
         assert any(len(some) == 3 and np.allclose(some[:, 1], off * some[:, 0]) for some in drawn)
-    assert np.allclose(panels[3, 0].get_lines()[0].get_ydata(), 0.1)
+    assert np.allclose(panels[4, 0].get_lines()[0].get_ydata(), 0.1)
 
 
 def test_a_line_is_the_mean_over_seeds(frame):
@@ -31,8 +31,20 @@ def test_a_line_is_the_mean_over_seeds(frame):
         figure = gate_figure.draw(frame)
     wide = frame[(frame["model"] == "wide") & (frame["gate"] == "leverage, edited fraction")]
     means = wide.groupby("value")[["locality", "generality"]].mean().to_numpy()
-    drawn = [line.get_xydata() for line in np.array(figure.axes).reshape(4, 2)[0, 1].get_lines()]
+    drawn = [line.get_xydata() for line in np.array(figure.axes).reshape(5, 2)[0, 1].get_lines()]
     assert any(some.shape == means.shape and np.allclose(some, means) for some in drawn)
+
+
+def test_retrieval_is_drawn_against_the_tokens_own_key(frame):
+    with style():
+        figure = gate_figure.draw(frame)
+    wide = frame[frame["model"] == "wide"]
+    drawn = [line.get_xydata() for line in np.array(figure.axes).reshape(5, 2)[1, 1].get_lines()]
+    for score in ("generality", "locality"):
+        means = wide[wide["gate"] == "leverage, sharpness"].groupby("value")[score].mean()
+        assert any(len(some) == 3 and np.allclose(some, [*means.items()]) for some in drawn)
+        own = wide.loc[wide["gate"] == "leverage, own key", score].mean()
+        assert any(len(some) == 2 and np.allclose(some[:, 1], own) for some in drawn)
 
 
 def test_the_rows_say_which_stream_they_are_of(frame):

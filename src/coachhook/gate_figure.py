@@ -1,4 +1,4 @@
-"""The figure of the gates, from what `gate_comparison` measured: trade-off, length, unseen text, cheap form."""
+"""The figure of the gates, from what `gate_comparison` measured: trade-off, retrieval, length, unseen text, sketch."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def data(stream_dirs: Iterable[str | os.PathLike]) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """Columns are models; rows: generality against locality, where gates open behind other text, how often on text
-    that no calibration has seen, how often a sketch decides unlike the exact form."""
+    """Columns are models; rows: generality against locality, what retrieval is worth, where gates open behind other
+    text, how often on text that no calibration has seen, how often a sketch decides unlike the exact form."""
     models = list(dict.fromkeys(frame["model"]))
-    figure = Figure(figsize=(2.6 * len(models) + 0.5, 8.6), layout="constrained")
-    panels = figure.subplots(4, len(models), squeeze=False)
-    rows = (_tradeoff, _lengths, _unseen, _sketches)
+    figure = Figure(figsize=(2.6 * len(models) + 0.5, 10.4), layout="constrained")
+    panels = figure.subplots(5, len(models), squeeze=False)
+    rows = (_tradeoff, _retrieval, _lengths, _unseen, _sketches)
     for column, model in enumerate(models):
         for axes, row in zip(panels[:, column], rows, strict=True):
             row(axes, frame[frame["model"] == model], first=column == 0)
@@ -73,6 +73,16 @@ def _tradeoff(axes: Axes, frame: pd.DataFrame, first: bool) -> None:
         axes.plot([], [], look.line, color=look.colour, marker=look.marker, label=look.label)
     axes.set_xlabel("locality")
     _label(axes, "generality", first)
+
+
+def _retrieval(axes: Axes, frame: pd.DataFrame, first: bool) -> None:
+    rows, look = frame[frame["kind"] == "tradeoff"], GATES["leverage"]
+    for score, style in (("generality", "-"), ("locality", ":")):
+        line(axes, rows[rows["gate"] == "leverage, sharpness"], "value", score, look._replace(line=style))
+        axes.axhline(rows.loc[rows["gate"] == "leverage, own key", score].mean(), color="#555555", linestyle=style)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("sharpness of retrieval (grey: own key)")
+    _label(axes, "generality (—),\nlocality (···)", first)
 
 
 def _lengths(axes: Axes, frame: pd.DataFrame, first: bool) -> None:
