@@ -20,8 +20,8 @@ def retrieved(prior, past, key, sharpness):
     inverse = torch.linalg.inv(prior)
     key, cosines = key.double(), []
     for one in past.double().T:
-        cosines.append((one @ inverse @ key) / math.sqrt((one @ inverse @ one) * (key @ inverse @ key)))
-    weights = [math.exp(sharpness * cosine) for cosine in cosines]
+        cosines.append((one @ inverse @ key) / ((one @ inverse @ one) * (key @ inverse @ key)).sqrt())
+    weights = [(sharpness * cosine).exp() for cosine in cosines]
     return sum(weight * one for weight, one in zip(weights, past.double().T, strict=True)) / sum(weights)
 
 
