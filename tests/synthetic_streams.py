@@ -160,7 +160,9 @@ def write_gates(directory, seed, leverage=True):
 
     own = "leverage" if leverage else "paper"
     rows = [row("tradeoff", own, 0)]
-    rows += [row("length", own, n, subjects=random.uniform(), others=random.uniform()) for n in (0, 10)]
+    for count in (0, 10):
+        shares = {name: random.uniform() for name in ("subjects", "others", "recalled")}
+        rows.append(row("length", own, count, **shares))
     if leverage:
         rows += [row("tradeoff", gate, 0) for gate in ("off", "leverage, own key")]
         rows += [row("tradeoff", "leverage, sharpness", sharpness) for sharpness in (5, 20, 80)]
@@ -169,7 +171,7 @@ def write_gates(directory, seed, leverage=True):
             rows += [row("unseen", gate, rate, rate=off * rate) for rate in (0.02, 0.05, 0.1)]
         rows += [row("sketch", own, size, agreement=0.999) for size in (64, 256)]
     directory.mkdir(parents=True, exist_ok=True)
-    columns = ["kind", "gate", "value", *names, "subjects", "others", "rate", "agreement"]
+    columns = ["kind", "gate", "value", *names, "subjects", "others", "recalled", "rate", "agreement"]
     pd.DataFrame(rows, columns=columns).to_csv(directory / "gates.csv", index=False)
 
 

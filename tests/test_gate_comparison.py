@@ -163,6 +163,41 @@ def test_each_prompt_is_asked_behind_a_text_of_its_own(compared, editor, count):
     assert row["others"].item() == pytest.approx(sum(others) / max(1, len(others)), abs=1e-6)
 
 
+def test_it_says_where_the_base_model_itself_recalls(inputs, requests, tokenizer):
+    """Of six requests some have the base model's own first choice as their true answer, and one has none."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(inputs[0])
+
+    def first_choice(text):
+        with torch.no_grad():
+            return model(tokenizer(text, return_tensors="pt")["input_ids"]).logits[0, -1].argmax().item()
+
+    known = []
+    for request in requests:
+        word = tokenizer.decode([first_choice(request.text)])
+        known.append(replace(request, target_true=word.strip() if word.startswith(" ") else "Rome"))
+    known[-1] = replace(known[-1], target_true=None)
+    drawn = draw_requests(known, 6, 3)
+    asked = [request for request in drawn if request.target_true is not None]
+    rows = compare_gates(config("coachhook-leverage", **OWN), known, *inputs, TEXTS, device="cpu")
+    found = {}
+    for count in (0, 5):
+        right = []
+        for request in asked:
+            words = tokenizer(" ".join(TEXTS[60 + drawn.index(request) :]))["input_ids"][:count]
+            text = (tokenizer.decode(words) + " " if count else "") + request.text
+            right.append(True)
+            for token in tokenizer(f" {request.target_true}")["input_ids"]:
+                right[-1] &= first_choice(text) == token
+                text += tokenizer.decode([token])
+        found[count] = sum(right) / len(asked)
+        row = rows[(rows["kind"] == "length") & (rows["value"] == count)]
+        assert row["recalled"].item() == pytest.approx(found[count])
+    assert 0 < found[0] <= 1
+    assert found[0] != found[5]
+
+
 def test_a_sketch_as_wide_as_the_keys_decides_as_the_exact_form(compared):
     rows = compared[compared["kind"] == "sketch"]
     width = build_model("gpt2").config.n_embd * 4

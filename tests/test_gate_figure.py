@@ -47,6 +47,14 @@ def test_retrieval_is_drawn_against_the_tokens_own_key(frame):
         assert any(len(some) == 2 and np.allclose(some[:, 1], own) for some in drawn)
 
 
+def test_what_the_base_model_recalls_is_drawn_behind_the_shares_swapped(frame):
+    with style():
+        figure = gate_figure.draw(frame)
+    means = frame[(frame["model"] == "wide") & (frame["kind"] == "length")].groupby("value")["recalled"].mean()
+    drawn = [line.get_xydata() for line in np.array(figure.axes).reshape(5, 2)[2, 1].get_lines()]
+    assert any(len(some) == 2 and np.allclose(some, [*means.items()]) for some in drawn)
+
+
 def test_the_rows_say_which_stream_they_are_of(frame):
     assert frame.columns[:5].tolist() == ["model", "dataset", "method", "setting", "seed"]
     counts = frame.groupby(["model", "method", "seed"]).size()

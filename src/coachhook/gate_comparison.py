@@ -31,7 +31,7 @@ from coachhook.solver import FactoredLeastSquares
 from coachhook.stream import StreamConfig
 from coachhook.stream_draw import draw_requests
 from coachhook.texts import TextError
-from coachhook.tokens import EncodedPrompt, batches_by_length, pad, pad_id
+from coachhook.tokens import EncodedPrompt, batches_by_length, encode, pad, pad_id
 from coachhook.tracing import rewrite_inputs
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ SKETCHES = (64, 128, 256, 512, 768)
 FILLERS = (0, 2, 5, 10, 20, 40)
 """Tokens of ordinary text before a prompt, of another text before each."""
 _SCORES = ("reliability", "generality", "locality", "locality_same_subject")
-_COLUMNS = ("kind", "gate", "value", *_SCORES, "subjects", "others", "rate", "agreement")
+_COLUMNS = ("kind", "gate", "value", *_SCORES, "subjects", "others", "recalled", "rate", "agreement")
 _EVALUATED = 100  # requests; of more the scores change little
 _UNSEEN = 500  # documents
 _BATCH_TOKENS = 4096
@@ -88,9 +88,10 @@ def compare_gates(
     """Edit a stream with a method that has a gate, and measure its gate and, where it is the leverage gate, others.
 
     Rows by `kind`: `tradeoff`, the scores with a gate (`gate`, `value`); `length`, behind so many tokens of other
-    text (`value`) the share of `subjects` that all layers swap and of `others`, all other tokens; `unseen`, of
-    ordinary text that the covariance never read, the share (`rate`) that the threshold for a chosen one (`value`)
-    swaps; `sketch`, of tokens that a sketch of so many rows decides as the exact form does, the share (`agreement`).
+    text (`value`) the share of `subjects` that all layers swap, of `others`, all other tokens, and of true answers that
+    the base model `recalled` there; `unseen`, of ordinary text that the covariance never read, the share (`rate`) that
+    the threshold for a chosen one (`value`) swaps; `sketch`, of tokens that a sketch of so many rows decides as the
+    exact form does, the share (`agreement`).
 
     Arguments:
         config: the stream; its method has hook layers with a gate.
@@ -283,16 +284,29 @@ class _Edited:
 
     @torch.no_grad()
     def opened(self, texts: Sequence[str], count: int) -> dict[str, float]:
-        """Behind `count` tokens of text: the share of subjects' last tokens that all layers swap, and of all before."""
-        tokenizer, subjects, others = self.editor.tokenizer, [], []
+        """Behind `count` tokens of text: the share of subjects' last tokens that all layers swap, of all tokens before,
+        and of true answers that the base model gives there."""
+        tokenizer, subjects, others, recalled = self.editor.tokenizer, [], [], []
         for index, request in enumerate(self.stream[:_EVALUATED]):
             behind = " ".join(texts[(index + more) % len(texts)] for more in range(count))
             words = tokenizer(behind)["input_ids"][:count] if behind else []
-            encoded = encode_edit(tokenizer, request, f"{tokenizer.decode(words)} " if words else "")
+            before = f"{tokenizer.decode(words)} " if words else ""
+            encoded = encode_edit(tokenizer, request, before)
             ids, place = torch.tensor([encoded.ids], device=self._parts.input_device), encoded.subject_last
             with rewrite_inputs(self._parts, [hook.layer for hook in self.hooks], stop=False) as keys:
                 self.editor.model(ids, use_cache=False)
             swaps = [hook.gate.swap(hook.change(keys[hook.layer]), None, keys[hook.layer])[0] for hook in self.hooks]
             subjects.append(torch.stack([swap[place] for swap in swaps]).all().item())
             others += [swap[:place].float().mean().item() for swap in swaps if place]
-        return {"subjects": sum(subjects) / len(subjects), "others": sum(others) / max(1, len(others))}
+            if request.target_true is not None:
+                recalled.append(self._recalls(encode(tokenizer, before + request.text, request.target_true)))
+        named = {"subjects": subjects, "others": others, "recalled": recalled}
+        return {name: sum(shares) / max(1, len(shares)) for name, shares in named.items()}
+
+    def _recalls(self, asked: EncodedPrompt) -> bool:
+        """Whether every token of the answer is the base model's first choice."""
+        with self.editor.disabled():
+            logits = self.editor.model(
+                torch.tensor([asked.ids], device=self._parts.input_device), use_cache=False
+            ).logits
+        return logits[0, asked.answer_start - 1 : -1].argmax(-1).tolist() == list(asked.ids[asked.answer_start :])

@@ -90,7 +90,9 @@ def _lengths(axes: Axes, frame: pd.DataFrame, first: bool) -> None:
     for name, look in GATES.items():
         for share, style in (("subjects", "-"), ("others", ":")):
             line(axes, rows[rows["gate"] == name], "value", share, look._replace(line=style))
-    axes.set_xlabel("tokens of other text in front")
+    recalled = rows.groupby("value")["recalled"].mean()
+    axes.plot(recalled.index, recalled, color="#555555", linewidth=0.8)
+    axes.set_xlabel("tokens of other text in front\n(grey: what the base model recalls there)")
     axes.set_ylim(-0.03, 1.03)
     _label(axes, "share swapped: subjects (—),\nall other tokens (···)", first)
 
