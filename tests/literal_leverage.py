@@ -15,12 +15,17 @@ def leverage(prior, past, key):
     return 1 - (key @ full @ key).item() / (key @ torch.linalg.inv(prior) @ key).item()
 
 
+def kept_root(prior):
+    """A square root of A0⁻¹, which the first step keeps in bfloat16: ‖S k‖² is kᵀA0⁻¹k but for that rounding."""
+    return torch.linalg.inv(torch.linalg.cholesky(prior)).bfloat16().double()
+
+
 def retrieved(prior, past, key, sharpness):
     """k̂ = P softmax(β cos): each edited key's cosine with this one in the metric A0⁻¹, one by one."""
-    inverse = torch.linalg.inv(prior)
-    key, cosines = key.double(), []
+    inverse, key, cosines = torch.linalg.inv(prior), key.double(), []
+    length = (kept_root(prior) @ key).square().sum()
     for one in past.double().T:
-        cosines.append((one @ inverse @ key) / ((one @ inverse @ one) * (key @ inverse @ key)).sqrt())
+        cosines.append((one @ inverse @ key) / ((one @ inverse @ one) * length).sqrt())
     weights = [(sharpness * cosine).exp() for cosine in cosines]
     return sum(weight * one for weight, one in zip(weights, past.double().T, strict=True)) / sum(weights)
 

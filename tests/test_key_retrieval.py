@@ -42,11 +42,7 @@ def test_it_answers_as_dense_algebra_does(sharpness):
     change, swap = gate.answer(None, keys)
     assert torch.equal(swap, gate.swap(None, None, keys))
     expected = [delta @ literal_leverage.retrieved(prior, past, key, sharpness) for key in keys[0]]
-    # The sketch, which k's length is taken from, is kept in bfloat16.
-    torch.testing.assert_close(change[0], torch.stack(expected).float(), rtol=2e-2, atol=2e-2)
-    lengths = torch.stack([key @ torch.linalg.inv(prior) @ key for key in keys[0].double()]).float()
-    exact = gate.retrieval.retrieved(keys[0] @ gate.factors.right, lengths)
-    torch.testing.assert_close(exact @ gate.factors.left.T, torch.stack(expected).float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(change[0], torch.stack(expected).float(), rtol=1e-4, atol=1e-4)
 
 
 def test_with_sharpness_without_end_it_is_the_nearest_edited_key():

@@ -33,7 +33,7 @@ def loud(editor):
     return editor
 
 
-@pytest.mark.parametrize("sharpness", [None, 8.0])
+@pytest.mark.parametrize("sharpness", [None, 8.0, 20.0])
 def test_two_steps_equal_two_literal_steps(family, sharpness, tokenizer, requests, covariances):
     rate, fraction = 0.2, 0.6
     model, plain = build_model(family).double(), build_model(family).double()
@@ -41,13 +41,12 @@ def test_two_steps_equal_two_literal_steps(family, sharpness, tokenizer, request
     options = {"false_positive_rate": rate, "edited_fraction": fraction, "retrieval_sharpness": sharpness}
     editor = make_editor(model, tokenizer, covariances, METHOD, **options)
     priors = {layer: WEIGHT * covariance.matrices[layer] for layer in LAYERS}
-    near = 1e-4 if sharpness is None else 1e-3  # what is retrieved depends on the sketch, which is kept in bfloat16
     stream = literal_leverage.Stream(plain, LAYERS, priors, covariance.background, rate, fraction, sharpness)
     for batch in (requests[:4], requests[4:]):
         editor.edit(batch)
         literal_leverage.step(plain, tokenizer, batch, stream, PREFIXES, TARGETS)
         for layer, delta in deltas(editor).items():
-            assert (delta - stream.delta[layer]).norm() <= near * stream.delta[layer].norm()
+            assert (delta - stream.delta[layer]).norm() <= 1e-4 * stream.delta[layer].norm()
         assert editor.thresholds() == pytest.approx(stream.tau, rel=2e-2)  # the sketch is kept in bfloat16
 
 

@@ -75,7 +75,9 @@ class LeverageHook(CoachHook):
     """
 
     paper = "Li et al., EMNLP 2024: Consecutive Batch Model Editing with HooK Layers; the gate is this project's own"
-    growing_state = "the factors: two vectors per edit and layer, as wide as keys and hidden states, and p² numbers"
+    growing_state = (
+        "per layer two vectors per edit, as wide as keys and hidden states, and five numbers per pair of edits"
+    )
     remembers_keys = False
     config_class = LeverageConfig
     config: LeverageConfig
