@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import os
 from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
@@ -96,40 +97,45 @@ def _registry() -> dict[str, ast.Call]:
 def _read(text: str, package: str, inside: str) -> tuple[str, tuple[str, ...]]:
     """Digest of a module's statements, and what it imports from the package."""
     tree = ast.parse(text)
-    imported = tuple(_imports(tree, package, inside))
-    return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest(), imported
+    imported = []
+    for node in _statements(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            imported += _imports(node, package, inside)
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [statement for statement in node.body if not _is_string(statement)]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(dict.fromkeys(imported))
 
 
 def _source(root: Path, name: str) -> Path | None:
-    path = root.joinpath(*name.split("."))
-    candidates = (path.with_suffix(".py"), path / "__init__.py")
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    path = os.path.join(root, *name.split("."))  # asked thousands of times: pathlib would take longer than the rest
+    candidates = (f"{path}.py", os.path.join(path, "__init__.py"))
+    return next((Path(candidate) for candidate in candidates if os.path.isfile(candidate)), None)
 
 
-def _imports(tree: ast.Module, package: str, inside: str) -> Iterator[str]:
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """The module and all statements in it; what is inside expressions is neither an import nor has a docstring."""
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        yield node
+        for blocks in ("body", "orelse", "finalbody", "handlers", "cases"):
+            pending += getattr(node, blocks, ())
+
+
+def _imports(node: ast.Import | ast.ImportFrom, package: str, inside: str) -> Iterator[str]:
     """Names, relative to the package, that may be modules; the package's own `__init__` is not followed.
 
     inside: the package or subpackage that relative imports start from.
     """
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = inside.split(".")[: len(inside.split(".")) - node.level + 1]
-                base = ".".join(filter(None, [*parents, base]))
-            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        yield from (full.removeprefix(f"{package}.") for full in names if full.startswith(f"{package}."))
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [statement for statement in node.body if not _is_string(statement)]
-    return tree
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    else:
+        base = node.module or ""
+        if node.level:
+            parents = inside.split(".")[: len(inside.split(".")) - node.level + 1]
+            base = ".".join(filter(None, [*parents, base]))
+        names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    yield from (full.removeprefix(f"{package}.") for full in names if full.startswith(f"{package}."))
 
 
 def _is_string(statement: ast.stmt) -> bool:

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from coachhook.study import covariance_command
 
-from .conftest import Project, copy_project
+from .conftest import ROOT, Project, copy_project
 
 pytestmark = pytest.mark.dvc
 MODELS = ("first", "second")
@@ -161,10 +161,13 @@ def test_a_fresh_clone_without_dvc_lock_restores_from_the_run_cache(shared, tmp_
     assert restored == digest
 
 
-def test_a_changed_parameter_computes_that_model_alone_and_leaves_the_earlier_file(tmp_path, model_folders):
-    project = _project(tmp_path / "project", model_folders)
-    project.commit()
-    before = {model: _covariance(project, model)[1] for model in MODELS}
+def test_a_changed_parameter_computes_that_model_alone_and_leaves_the_earlier_file(shared, tmp_path):
+    project = Project(tmp_path / "project")
+    shutil.copytree(shared[0].root, project.root, symlinks=True)
+    shutil.copy(ROOT / ".dvc" / "config", project.root / ".dvc" / "config")  # without the remote
+    before = {"first": shared[1]}
+    log, before["second"] = _covariance(project, "second")
+    assert COMPUTES in log
     assert before["first"] != before["second"]
     _set_tokens(project, "first", 50)
     log, other = _covariance(project, "first", "1" * 8)

@@ -3,7 +3,7 @@ import fcntl
 import subprocess
 
 from coachhook.errors import one_line
-from coachhook.whole_files import check_writable
+from coachhook.whole_files import check_writable, write_text
 
 
 def check_folders():
@@ -20,8 +20,15 @@ def check_folders():
 
 
 def check_values():
-    """Hold every hyper-parameter to the method that has it."""
+    """Hold every hyper-parameter to the method that has it; again only once a value or the methods' code has changed."""
+    streams = study.streams.values()
+    values = [[stream.editor, stream.hyperparameters, stream.training, stream.ability] for stream in streams]
+    code = [METHOD_CODE, TRAINING_CODE, code_label("modules", "hyperparameters")]
+    checked, passed = settings_key([values, code]), Path(".snakemake", f"{study.name}.values")
+    if passed.exists() and passed.read_text() == checked and not any(stream.ability for stream in streams):
+        return
     run_check("check_values")
+    write_text(passed, checked)
 
 
 def check_room():
