@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import coachhook.starting  # noqa: F401  first
 from coachhook.errors import CoachHookError
 from coachhook.hyperparameters import configure, registered
 from coachhook.metrics.ability import check_tasks

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coachhook.covariance_file import computed_with
 from coachhook.gpus import take_gpus
 from coachhook.logs import log_to
+from coachhook.versions import computed_with
 from coachhook.whole_files import whole_file
 from dvc_stage import run, through_dvc
 from job_provenance import write_job_provenance

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import coachhook.starting  # noqa: F401  first
 from coachhook.hub_models import build_model, fetch_model, request_texts
 from coachhook.logs import log_to
 from coachhook.requests import read_requests

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from transformers import AutoConfig
 
+from coachhook.starting import torch  # first
 from coachhook.errors import CoachHookError
 from coachhook.needs import Available, Needs, refuse_if_too_large, size
 from coachhook.preflight import measure_speed, plan_covariance, plan_stream, plan_training

@@ -20,5 +20,11 @@ def test_no_object_is_looked_through_while_the_libraries_are_imported():
     assert (works, there) == ("True", "True")
 
 
+def test_what_was_imported_is_not_looked_through_at_the_end_either():
+    code = "import coachhook.starting, gc; print(gc.get_freeze_count())"
+    frozen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(frozen) > 300_000
+
+
 def test_a_program_that_does_without_the_collector_keeps_doing_so():
     assert collections("import coachhook.starting", "import gc; gc.disable()") == (0, "False", "True")

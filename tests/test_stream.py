@@ -26,9 +26,14 @@ from coachhook.stream import StreamConfig, draw_requests, run_stream
 from coachhook.tables import over_seeds, per_seed
 from coachhook.whole_files import read_checked
 
-# The server imports everything once; each stream is then a process of its own that can be killed.
+# The server imports once what this module and a stream import; each stream is then a process of its own, to be killed.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["coachhook.stream", "transformers.models.gpt2.modeling_gpt2", "pyarrow.parquet"])
+processes.set_forkserver_preload(
+    ["pytest", "pyarrow.parquet"]
+    + [f"coachhook.{module}" for module in ("stream", "figure_data", "tables", "covariance")]
+    + [f"coachhook.editors.{module}" for module in ("coachhook", "leverage", "fine_tuning", "mend")]
+    + [f"transformers.models.{family}.modeling_{family}" for family in ("gpt2", "gptj", "llama", "gpt_bigcode")]
+)
 
 RESULTS = ("metrics.jsonl", "records.parquet", "zscores.parquet")
 CONFIG = {

@@ -19,7 +19,8 @@ from coachhook.editor import Editor
 from coachhook.tokens import pad, pad_id
 from coachhook.whole_files import write_checked, write_text
 
-_REPEATS = 20
+_PAIRS = 5, 20  # of forward passes that are timed: at least, and at most
+_SECONDS = 5  # after which no more than the least are; of large models each takes long
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ def measure_forward(editor: Editor, texts: Sequence[str], model_bytes: int) -> F
         output.logits[-1, -1, -1].item()  # waits for the device
         return time.perf_counter() - started
 
-    edited, base = [], []
-    for _ in range(_REPEATS + 1):  # the first pair warms up
+    edited, base, begun = [], [], time.perf_counter()
+    while len(base) <= _PAIRS[time.perf_counter() - begun < _SECONDS]:  # the first pair warms up
         edited.append(seconds())
         with editor.disabled():
             base.append(seconds())

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -72,12 +71,6 @@ def write_covariance(covariance: Covariance, path: str | os.PathLike) -> None:
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, tensors, metadata)
-
-
-def computed_with(path: str | os.PathLike) -> dict[str, str]:
-    """Versions of the packages that wrote a covariance file, perhaps elsewhere and long ago; empty in older files."""
-    with safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {}).get("coachhook", "{}")).get("versions", {})
 
 
 def read_covariance(

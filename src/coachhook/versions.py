@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import platform
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+
+from safetensors import safe_open
 
 from coachhook import __version__
 
@@ -23,3 +27,9 @@ def package_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def computed_with(path: str | os.PathLike) -> dict[str, str]:
+    """Versions of the packages that wrote a covariance file, perhaps elsewhere and long ago; empty in older files."""
+    with safe_open(path, "numpy") as file:
+        return json.loads((file.metadata() or {}).get("coachhook", "{}")).get("versions", {})

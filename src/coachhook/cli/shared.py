@@ -58,7 +58,7 @@ def choose_device(name: str) -> str:
     Raises:
         CoachHookError: there is no such device here.
     """
-    import torch
+    from coachhook.starting import torch  # first
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -86,6 +86,7 @@ def load(
     Raises:
         CoachHookError: they cannot be loaded.
     """
+    import coachhook.starting  # noqa: F401  first
     from coachhook.loading import ModelLoadError, load_base_model
 
     _be_quiet()
@@ -105,6 +106,7 @@ def open_edits(
     Raises:
         CoachHookError: the edits or their base model cannot be loaded, or there is no such step.
     """
+    import coachhook.starting  # noqa: F401  first
     from coachhook.load_editor import load_editor
     from coachhook.saved_edits import read_edits
 
