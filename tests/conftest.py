@@ -1,6 +1,7 @@
 """Small real models, built from their configurations, and a tokenizer trained on the spot."""
 
 import copy
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: nothing is looked up online
@@ -29,6 +30,12 @@ FIRST = ("test_slurm.py", "test_provenance.py")
 def pytest_collection_modifyitems(items):
     """Tests of the workflow come first: they take longest, and at the end another process would wait for them."""
     items.sort(key=lambda item: (item.path.parent.name == "tests", item.path.name not in FIRST))
+
+
+def pytest_collection_finish():
+    """What has been imported stays: the collector need not look through a million objects again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 TEXT = [
