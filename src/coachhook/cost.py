@@ -19,8 +19,8 @@ from coachhook.editor import Editor
 from coachhook.tokens import pad, pad_id
 from coachhook.whole_files import write_checked, write_text
 
-_PAIRS = 5, 20  # of forward passes that are timed: at least, and at most
-_SECONDS = 5  # after which no more than the least are; of large models each takes long
+_LEAST, _MOST = 5, 20  # pairs of forward passes that are timed
+_SECONDS = 5  # after which no more than the least are: of large models each takes long
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ def measure_forward(editor: Editor, texts: Sequence[str], model_bytes: int) -> F
         return time.perf_counter() - started
 
     edited, base, begun = [], [], time.perf_counter()
-    while len(base) <= _PAIRS[time.perf_counter() - begun < _SECONDS]:  # the first pair warms up
+    while len(base) <= _MOST:  # the first pair warms up
+        if len(base) > _LEAST and time.perf_counter() - begun > _SECONDS:
+            break
         edited.append(seconds())
         with editor.disabled():
             base.append(seconds())

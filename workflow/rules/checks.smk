@@ -22,11 +22,11 @@ def check_folders():
 def check_values():
     """Hold every hyper-parameter to the method that has it; again only once a value or the methods' code has changed."""
     streams = study.streams.values()
-    values = [[stream.editor, stream.hyperparameters, stream.training, stream.ability] for stream in streams]
+    values = [[stream.editor, stream.hyperparameters, stream.training] for stream in streams]
     code = [METHOD_CODE, TRAINING_CODE, code_label("modules", "hyperparameters")]
     checked, passed = settings_key([values, code]), Path(".snakemake", f"{study.name}.values")
     if passed.exists() and passed.read_text() == checked and not any(stream.ability for stream in streams):
-        return
+        return  # tasks of a study with `ability` may lie outside, and are looked for each time
     run_check("check_values")
     write_text(passed, checked)
 
