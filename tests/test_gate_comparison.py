@@ -7,12 +7,13 @@ import torch
 from conftest import LAYERS, build_model
 
 from coachhook import Editor
-from coachhook.covariance import compute_covariance
+from coachhook.covariance import compute_covariance, read_covariance
 from coachhook.gate_comparison import FILLERS, FRACTIONS, RATES, SHARPNESS, SKETCHES, compare_gates
 from coachhook.gates import NoGate
 from coachhook.key_retrieval import KeyRetrieval
 from coachhook.keys import encode_edit
-from coachhook.leverage import background_quantile
+from coachhook.leverage import background_quantile, prior_sketch
+from coachhook.solver import FactoredLeastSquares
 from coachhook.stream import StreamConfig
 from coachhook.stream_draw import draw_requests
 from coachhook.texts import TextError
@@ -114,8 +115,6 @@ def test_scores_are_the_editors_behind_each_gate(compared, editor):
 
 
 def test_the_rate_on_unseen_text_counts_what_the_gates_swap_there(compared, editor, inputs):
-    from coachhook.covariance import read_covariance
-
     background = read_covariance(inputs[1]).background
     hooks = editor._method.hooks
     gates = {hook.layer: hook.gate for hook in hooks}
@@ -137,6 +136,41 @@ def test_the_rate_on_unseen_text_counts_what_the_gates_swap_there(compared, edit
     rate = sum(swapped.values()) / len(LAYERS) / tokens
     rows = compared[compared["kind"] == "unseen"]
     assert value(rows, "leverage", 0.1, "rate") == pytest.approx(rate, abs=2 / tokens)
+
+
+def test_agreement_counts_the_tokens_that_a_sketch_decides_as_the_exact_form_does(compared, editor, inputs):
+    known, tokenizer, rows = read_covariance(inputs[1]), editor.tokenizer, SKETCHES[0]
+    found = {layer: [*known.background[layer]] for layer in LAYERS}
+    edited = {layer: [] for layer in LAYERS}
+    for request in editor.stream:
+        for prompt in (request, *(replace(request, prompt=paraphrase) for paraphrase in request.paraphrases)):
+            encoded = encode_edit(tokenizer, prompt)
+            with rewrite_inputs(editor._method.parts, LAYERS) as keys, torch.no_grad():
+                editor._method.parts.backbone(torch.tensor([encoded.ids]))
+            for layer in LAYERS:
+                found[layer] += keys[layer][0]
+                if prompt is request:
+                    edited[layer].append(keys[layer][0, encoded.subject_last])
+    shares = []
+    for hook in editor._method.hooks:
+        solver = FactoredLeastSquares(known.matrices[hook.layer], VALUES["covariance_weight"])
+        decided = []
+        for size in (editor.model.config.n_inner, rows):
+            sketch = prior_sketch(solver, editor.model.config.n_inner, size, 3)
+            gate = hook.gate.grown(hook.gate.factors, sketch)
+
+            def leverage(key, gate=gate):
+                return gate.leverage(key[None].float()).item()
+
+            ordinary = sorted(leverage(key) for key in known.background[hook.layer])
+            quantile = background_quantile(torch.tensor(ordinary), OWN["false_positive_rate"])
+            tau = max(OWN["edited_fraction"] * min(leverage(key) for key in edited[hook.layer]), quantile)
+            decided.append([leverage(key) >= tau for key in found[hook.layer]])
+        shares.append(sum(one == other for one, other in zip(*decided, strict=True)) / len(decided[0]))
+    rows = compared[compared["kind"] == "sketch"]
+    tokens = min(len(keys) for keys in found.values())
+    assert value(rows, "leverage", SKETCHES[0], "agreement") == pytest.approx(sum(shares) / len(shares), abs=2 / tokens)
+    assert sum(shares) / len(shares) < 0.99  # otherwise no sketch could be told from the exact form
 
 
 @pytest.mark.parametrize("count", [0, 20])
@@ -200,7 +234,7 @@ def test_it_says_where_the_base_model_itself_recalls(inputs, requests, tokenizer
 
 def test_a_sketch_as_wide_as_the_keys_decides_as_the_exact_form(compared):
     rows = compared[compared["kind"] == "sketch"]
-    width = build_model("gpt2").config.n_embd * 4
+    width = build_model("gpt2").config.n_inner
     assert set(rows[rows["value"] >= width]["agreement"]) == {1.0}
 
 

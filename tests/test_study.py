@@ -229,6 +229,15 @@ def test_long_streams_have_ten_thousand_requests_and_modern_models_their_own():
     assert {stream.model for stream in modern.streams.values()} == {"llama-3-8b", "qwen2-5-7b"}
 
 
+def test_the_thousand_study_looks_at_the_gates_after_more_than_a_thousand_edits():
+    study = load_study("thousand", ROOT / "config", SCHEMAS)
+    gates = [study.streams[path] for path in study.figures["gate"]]
+    assert {(stream.method, stream.seed) for stream in gates} == {
+        (method, seed) for method in ("coachhook-leverage", "coachhook") for seed in (0, 1, 2)
+    }
+    assert all(stream.edits > 1000 and stream.setting == "default" for stream in study.streams.values())
+
+
 def test_streams_of_the_zsre_model_fit_into_what_it_can_be_made_to_answer():
     study = load_study("zsre-local", ROOT / "config", SCHEMAS)
     assert {stream.edits for stream in study.streams.values()} == {60}

@@ -39,7 +39,8 @@ logger = logging.getLogger(__name__)
 FRACTIONS = (0.3, 0.5, 0.7, 0.8, 0.9)
 RATES = (0.02, 0.05, 0.1)
 SHARPNESS = (5, 10, 20, 40, 80)
-SKETCHES = (64, 128, 256, 512, 768)
+SKETCHES = (32, 64, 128, 256, 512, 768, 1536)
+"""Rows; with as many as keys are wide, or more, a sketch is the exact form."""
 FILLERS = (0, 2, 5, 10, 20, 40)
 """Tokens of ordinary text before a prompt, of another text before each."""
 _SCORES = ("reliability", "generality", "locality", "locality_same_subject")
