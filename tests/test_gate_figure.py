@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from synthetic_streams import stream_dir, write_gate_study
 
 from coachhook import gate_figure
@@ -53,6 +54,17 @@ def test_what_the_base_model_recalls_is_drawn_behind_the_shares_swapped(frame):
     means = frame[(frame["model"] == "wide") & (frame["kind"] == "length")].groupby("value")["recalled"].mean()
     drawn = [line.get_xydata() for line in np.array(figure.axes).reshape(5, 2)[2, 1].get_lines()]
     assert any(len(some) == 2 and np.allclose(some, [*means.items()]) for some in drawn)
+
+
+def test_no_label_is_cut_off_at_the_edge(frame):
+    with style():
+        figure = gate_figure.draw(frame)
+        FigureCanvasAgg(figure).draw()
+    for axes in figure.axes:
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            left, right = label.get_window_extent().intervalx
+            assert left >= 0, label.get_text()
+            assert right <= figure.bbox.width, label.get_text()
 
 
 def test_the_rows_say_which_stream_they_are_of(frame):

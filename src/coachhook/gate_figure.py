@@ -37,7 +37,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     """Columns are models; rows: generality against locality, what retrieval is worth, where gates open behind other
     text, how often on text that no calibration has seen, how often a sketch decides unlike the exact form."""
     models = list(dict.fromkeys(frame["model"]))
-    figure = Figure(figsize=(2.6 * len(models) + 0.5, 10.4), layout="constrained")
+    figure = Figure(figsize=(2.6 * len(models) + 0.5, 10.6), layout="constrained")
     panels = figure.subplots(5, len(models), squeeze=False)
     rows = (_tradeoff, _retrieval, _lengths, _unseen, _sketches)
     for column, model in enumerate(models):
@@ -81,7 +81,7 @@ def _retrieval(axes: Axes, frame: pd.DataFrame, first: bool) -> None:
         line(axes, rows[rows["gate"] == "leverage, sharpness"], "value", score, look._replace(line=style))
         axes.axhline(rows.loc[rows["gate"] == "leverage, own key", score].mean(), color="#555555", linestyle=style)
     axes.set_xscale("log", base=2)
-    axes.set_xlabel("sharpness of retrieval (grey: own key)")
+    axes.set_xlabel("sharpness of retrieval\n(grey: own key)")
     _label(axes, "generality (—),\nlocality (···)", first)
 
 
@@ -92,7 +92,7 @@ def _lengths(axes: Axes, frame: pd.DataFrame, first: bool) -> None:
             line(axes, rows[rows["gate"] == name], "value", share, look._replace(line=style))
     recalled = rows.groupby("value")["recalled"].mean()
     axes.plot(recalled.index, recalled, color="#555555", linewidth=0.8)
-    axes.set_xlabel("tokens of other text in front\n(grey: what the base model recalls there)")
+    axes.set_xlabel("tokens of other text in front\n(grey: base model's own recall)")
     axes.set_ylim(-0.03, 1.03)
     _label(axes, "share swapped: subjects (—),\nall other tokens (···)", first)
 

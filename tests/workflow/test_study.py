@@ -199,7 +199,7 @@ def test_a_killed_run_goes_on_with_the_same_command_to_the_same_bytes(finished):
         _kill_after_step(finished, 3)
         assert not results[0].exists()
         check = finished.root / "scripts" / "check_values.py"
-        with changed(check, "import json\n", "raise SystemExit('values that have passed are not held to methods again')\n"):
+        with changed(check, "import json\n", "raise SystemExit('asked again')\n"):
             shown = finished.snakemake("streams", study="killed")
         first_logged = re.findall(r"step (\d+) of 8", shown)
         assert first_logged, shown
