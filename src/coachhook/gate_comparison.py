@@ -140,22 +140,28 @@ def _measurements(subject: _Edited, known: Covariance, unseen: Sequence[str]) ->
             rate = sum(layer.rate for layer in firing) / len(firing)
             yield {"kind": "unseen", "gate": gate.split(",")[0], "value": value, "rate": rate}
     subject.set_gates(lambda hook: gates[hook.layer])
-    prompts = subject.keys(subject.prompts())
-    config = subject.editor.config
+    yield from _sketches(subject, known, edited)
+
+
+def _sketches(subject: _Edited, known: Covariance, edited: Mapping[int, Tensor]) -> Iterator[dict]:
+    """Of ordinary tokens and those of the prompts, the share that a sketch's gate decides as the exact form's."""
+    gates, prompts, config = subject.gates(), subject.keys(subject.prompts()), subject.editor.config
+    asked = {layer: torch.cat([known.background[layer], prompts[layer]]) for layer in gates}
+    solvers = {layer: FactoredLeastSquares(known.matrices[layer], config.covariance_weight) for layer in gates}
+
+    def decisions(layer: int, rows: int) -> Bool[Tensor, " n"]:
+        gate, width = gates[layer], known.matrices[layer].shape[0]
+        gate = gate.grown(gate.factors, prior_sketch(solvers[layer], width, min(rows, width), config.seed))
+        tau = config.edited_fraction * gate.leverage(edited[layer]).min().item()
+        if config.false_positive_rate is not None:
+            ordinary = gate.leverage(known.background[layer])
+            tau = max(tau, background_quantile(ordinary, config.false_positive_rate))
+        return gate.leverage(asked[layer]) >= tau
+
+    exact = {layer: decisions(layer, known.matrices[layer].shape[0]) for layer in gates}
     for rows in SKETCHES:
-        same = []
-        for layer, gate in gates.items():
-            solver = FactoredLeastSquares(known.matrices[layer], config.covariance_weight)
-            width = known.matrices[layer].shape[0]
-            decisions = []
-            for size in (width, rows):
-                other = gate.grown(gate.factors, prior_sketch(solver, width, size, config.seed))
-                tau = config.edited_fraction * other.leverage(edited[layer]).min().item()
-                if config.false_positive_rate is not None:
-                    tau = max(tau, background_quantile(other.leverage(ordinary[layer]), config.false_positive_rate))
-                decisions.append(other.leverage(torch.cat([ordinary[layer], prompts[layer]])) >= tau)
-            same.append((decisions[0] == decisions[1]).float().mean().item())
-        yield {"kind": "sketch", "gate": own, "value": rows, "agreement": sum(same) / len(same)}
+        same = [(decisions(layer, rows) == exact[layer]).float().mean().item() for layer in gates]
+        yield {"kind": "sketch", "gate": "leverage", "value": rows, "agreement": sum(same) / len(same)}
 
 
 def _thresholds(
