@@ -56,15 +56,16 @@ def test_what_the_base_model_recalls_is_drawn_behind_the_shares_swapped(frame):
     assert any(len(some) == 2 and np.allclose(some, [*means.items()]) for some in drawn)
 
 
-def test_no_label_is_cut_off_at_the_edge(frame):
+@pytest.mark.parametrize("models", [["wide"], ["narrow", "wide"]])
+def test_nothing_written_is_cut_off_at_the_edge(frame, models):
     with style():
-        figure = gate_figure.draw(frame)
+        figure = gate_figure.draw(frame[frame["model"].isin(models)])
         FigureCanvasAgg(figure).draw()
-    for axes in figure.axes:
-        for label in (axes.xaxis.label, axes.yaxis.label):
-            left, right = label.get_window_extent().intervalx
-            assert left >= 0, label.get_text()
-            assert right <= figure.bbox.width, label.get_text()
+    written = [label for axes in figure.axes for label in (axes.xaxis.label, axes.yaxis.label)]
+    for text in (*written, *figure.legends[0].get_texts()):
+        left, right = text.get_window_extent().intervalx
+        assert left >= 0, text.get_text()
+        assert right <= figure.bbox.width, text.get_text()
 
 
 def test_the_rows_say_which_stream_they_are_of(frame):

@@ -45,7 +45,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             row(axes, frame[frame["model"] == model], first=column == 0)
         panels[0, column].set_title(model)
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=2)
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=min(2, len(models)))
     return figure
 
 
