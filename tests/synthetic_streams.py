@@ -168,10 +168,13 @@ def write_gates(directory, seed, leverage=True):
         rows += [row("tradeoff", "leverage, sharpness", sharpness) for sharpness in (5, 20, 80)]
         for gate, off in (("leverage", 1.2), ("ratio", 3.0)):
             rows += [row("tradeoff", f"{gate}, edited fraction", fraction) for fraction in (0.5, 0.8)]
-            rows += [row("unseen", gate, rate, rate=off * rate) for rate in (0.02, 0.05, 0.1)]
+            for rate in (0.02, 0.05, 0.1):
+                rates = {"rate": off * rate, "rate_base": rate, "rate_elsewhere": 0.1 * rate}
+                rows.append(row("unseen", gate, rate, **rates))
         rows += [row("sketch", own, size, agreement=0.999) for size in (64, 256)]
     directory.mkdir(parents=True, exist_ok=True)
-    columns = ["kind", "gate", "value", *names, "subjects", "others", "recalled", "rate", "agreement"]
+    shares = ["subjects", "others", "recalled", "rate", "rate_base", "rate_elsewhere", "agreement"]
+    columns = ["kind", "gate", "value", *names, *shares]
     pd.DataFrame(rows, columns=columns).to_csv(directory / "gates.csv", index=False)
 
 

@@ -8,7 +8,8 @@ from conftest import LAYERS, build_model
 
 from coachhook import Editor
 from coachhook.covariance import compute_covariance, read_covariance
-from coachhook.gate_comparison import FILLERS, FRACTIONS, RATES, SHARPNESS, SKETCHES, compare_gates
+from coachhook.gate_comparison import FILLERS, SKETCHES, compare_gates
+from coachhook.gate_variants import FRACTIONS, RATES, SHARPNESS
 from coachhook.gates import NoGate
 from coachhook.key_retrieval import KeyRetrieval
 from coachhook.keys import encode_edit
@@ -25,6 +26,8 @@ TEXTS = [
     for way in ("slowly", "quickly", "gladly", "alone")
     for place in ("river", "market", "old tower", "house", "mill")
 ]
+TEXTS += ["Ola met Alan Turing at the mill.", "All Hoppers know Grace Hopper.", "Italy, said Ola, is not France."]
+EDITED = {80: [(8, 19)], 81: [(17, 29)], 82: [(0, 5), (24, 30)]}  # where these texts name an edited subject
 SCORES = ("reliability", "generality", "locality", "locality_same_subject")
 VALUES = {"layers": list(LAYERS), "covariance_weight": 0.05, "target_steps": 5, "clamp": 20.0, "context_templates": 1}
 OWN = {"false_positive_rate": 0.2, "edited_fraction": 0.6}
@@ -114,28 +117,43 @@ def test_scores_are_the_editors_behind_each_gate(compared, editor):
             hook.gate = gates[hook.layer]
 
 
-def test_the_rate_on_unseen_text_counts_what_the_gates_swap_there(compared, editor, inputs):
-    background = read_covariance(inputs[1]).background
+def test_the_rates_on_unseen_text_count_what_the_gates_swap_there(compared, editor, inputs):
+    background, tokenizer = read_covariance(inputs[1]).background, editor.tokenizer
     hooks = editor._method.hooks
     gates = {hook.layer: hook.gate for hook in hooks}
-    swapped, tokens = dict.fromkeys(LAYERS, 0), 0
+    asked = {"rate": [], "rate_base": [], "rate_elsewhere": []}
+
+    def decisions(ids):
+        with rewrite_inputs(editor._method.parts, LAYERS) as keys, torch.no_grad():
+            editor._method.parts.backbone(ids)
+        return torch.stack(
+            [hook.gate.leverage(keys[hook.layer][0]) >= hook.gate.threshold for hook in hooks], dim=1
+        ).tolist()
+
     try:
         for hook in hooks:
             gate = gates[hook.layer]
             hook.gate = replace(gate, threshold=background_quantile(gate.leverage(background[hook.layer]), 0.1))
-        for text in TEXTS[60:]:
-            ids = editor.tokenizer(text, return_tensors="pt")["input_ids"]
-            with rewrite_inputs(editor._method.parts, LAYERS) as keys, torch.no_grad():
-                editor._method.parts.backbone(ids)
-            tokens += ids.shape[1]
-            for hook in hooks:
-                swapped[hook.layer] += (hook.gate.leverage(keys[hook.layer][0]) >= hook.gate.threshold).sum().item()
+        for position, text in enumerate(TEXTS[60:], 60):
+            ids = tokenizer(text, return_tensors="pt")["input_ids"]
+            swaps = decisions(ids)
+            with editor.disabled():
+                asked["rate_base"] += decisions(ids)
+            asked["rate"] += swaps
+            places = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+            for swap, (first, last) in zip(swaps, places, strict=True):
+                named = [place for start, end in EDITED.get(position, ()) for place in range(start, end)]
+                if not set(named) & set(range(first, last)):
+                    asked["rate_elsewhere"].append(swap)
     finally:
         for hook in hooks:
             hook.gate = gates[hook.layer]
-    rate = sum(swapped.values()) / len(LAYERS) / tokens
-    rows = compared[compared["kind"] == "unseen"]
-    assert value(rows, "leverage", 0.1, "rate") == pytest.approx(rate, abs=2 / tokens)
+    assert len(asked["rate_elsewhere"]) < len(asked["rate"]) == len(asked["rate_base"])
+    rows, found, one_token = compared[compared["kind"] == "unseen"], [], 1 / len(LAYERS) / len(asked["rate"])
+    for name, swaps in asked.items():
+        found.append(sum(map(sum, swaps)) / len(swaps) / len(LAYERS))
+        assert value(rows, "leverage", 0.1, name) == pytest.approx(found[-1], abs=one_token)
+    assert min(abs(a - b) for a, b in zip(found, [*found[1:], found[0]], strict=True)) > 3 * one_token
 
 
 def test_agreement_counts_the_tokens_that_a_sketch_decides_as_the_exact_form_does(compared, editor, inputs):

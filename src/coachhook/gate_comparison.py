@@ -1,28 +1,27 @@
 """The same edits behind other gates: what a gate's score, threshold, layers and cheap form are worth.
 
-A stream of a method with hook layers is edited; then ΔW stays as it is while its gates are changed, and the model is
-asked again. Compared are the leverage ℓ(k), the published z-score, and ρ(k) = ‖ΔW k‖/‖k‖ under ℓ's own calibration;
-and W_h at a token's own key with W_h at the edited keys that are like it.
+A stream of a method with hook layers is edited; then ΔW stays as it is while its gates are changed (`gate_variants`),
+and the model is asked again.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from coachhook.architectures import ModelParts
 from coachhook.covariance_file import Covariance, read_covariance
 from coachhook.edit_request import EditRequest
 from coachhook.editor import Editor
-from coachhook.gate_firing import gate_firing
-from coachhook.gates import Gate, NoGate
-from coachhook.hooks import HookLayer
+from coachhook.gate_variants import RATES, gate_variants
 from coachhook.keys import encode_edit
 from coachhook.leverage import LeverageGate, background_quantile, prior_sketch
 from coachhook.loading import load_base_model
@@ -36,45 +35,16 @@ from coachhook.tracing import rewrite_inputs
 
 logger = logging.getLogger(__name__)
 
-FRACTIONS = (0.3, 0.5, 0.7, 0.8, 0.9)
-RATES = (0.02, 0.05, 0.1)
-SHARPNESS = (5, 10, 20, 40, 80)
 SKETCHES = (32, 64, 128, 256, 512, 768, 1536)
 """Rows; with as many as keys are wide, or more, a sketch is the exact form."""
 FILLERS = (0, 2, 5, 10, 20, 40)
 """Tokens of ordinary text before a prompt, of another text before each."""
 _SCORES = ("reliability", "generality", "locality", "locality_same_subject")
-_COLUMNS = ("kind", "gate", "value", *_SCORES, "subjects", "others", "recalled", "rate", "agreement")
+_RATES = ("rate", "rate_base", "rate_elsewhere")
+_COLUMNS = ("kind", "gate", "value", *_SCORES, "subjects", "others", "recalled", *_RATES, "agreement")
 _EVALUATED = 100  # requests; of more the scores change little
 _UNSEEN = 500  # documents
 _BATCH_TOKENS = 4096
-
-
-@dataclass(frozen=True)
-class RatioGate(Gate):
-    """W_h answers where ρ(k) = ‖ΔW k‖/‖k‖ ≥ τ, and answers as behind `other`."""
-
-    threshold: float
-    other: LeverageGate
-
-    def swap(
-        self,
-        change: Float[Tensor, "batch time d"],
-        real: Bool[Tensor, "batch time"] | None = None,
-        keys: Float[Tensor, "batch time m"] | None = None,
-    ) -> Bool[Tensor, "batch time"]:
-        return change.norm(dim=-1) / keys.float().norm(dim=-1) >= self.threshold
-
-    def answer(
-        self,
-        change: Callable[[Tensor], Tensor],
-        keys: Float[Tensor, "batch time m"],
-        real: Bool[Tensor, "batch time"] | None = None,
-    ) -> tuple[Float[Tensor, "batch time d"], Bool[Tensor, "batch time"]]:
-        return self.other.answer(change, keys)[0], self.swap(change(keys), real, keys)
-
-    def moved(self, device: torch.device, factors) -> RatioGate:
-        return replace(self, other=self.other.moved(device, factors))
 
 
 def compare_gates(
@@ -91,7 +61,8 @@ def compare_gates(
     Rows by `kind`: `tradeoff`, the scores with a gate (`gate`, `value`); `length`, behind so many tokens of other
     text (`value`) the share of `subjects` that all layers swap, of `others`, all other tokens, and of true answers that
     the base model `recalled` there; `unseen`, of ordinary text that the covariance never read, the share (`rate`) that
-    the threshold for a chosen one (`value`) swaps; `sketch`, of tokens that a sketch of so many rows decides as the
+    the threshold for a chosen one (`value`) swaps, that of its keys in the base model (`rate_base`), and that of tokens
+    which name no edited subject (`rate_elsewhere`); `sketch`, of tokens that a sketch of so many rows decides as the
     exact form does, the share (`agreement`).
 
     Arguments:
@@ -130,15 +101,14 @@ def _measurements(subject: _Edited, known: Covariance, unseen: Sequence[str]) ->
     if own != "leverage":
         return
     edited, ordinary = subject.edited_keys(), known.background
-    for gate, value, gate_of in _thresholds(gates, edited, ordinary):
+    for gate, value, gate_of in gate_variants(gates, edited, ordinary):
         subject.set_gates(gate_of)
         yield {"kind": "tradeoff", "gate": gate, "value": value, **subject.scores()}
-    for gate, value, gate_of in _thresholds(gates, edited, ordinary):
+    text = _UnseenText(subject, unseen)
+    for gate, value, gate_of in gate_variants(gates, edited, ordinary):
         if value in RATES and gate.endswith("background rate"):
             subject.set_gates(gate_of)
-            firing = gate_firing(subject.editor, unseen)
-            rate = sum(layer.rate for layer in firing) / len(firing)
-            yield {"kind": "unseen", "gate": gate.split(",")[0], "value": value, "rate": rate}
+            yield {"kind": "unseen", "gate": gate.split(",")[0], "value": value, **text.rates()}
     subject.set_gates(lambda hook: gates[hook.layer])
     yield from _sketches(subject, known, edited)
 
@@ -164,65 +134,6 @@ def _sketches(subject: _Edited, known: Covariance, edited: Mapping[int, Tensor])
         yield {"kind": "sketch", "gate": "leverage", "value": rows, "agreement": sum(same) / len(same)}
 
 
-def _thresholds(
-    gates: Mapping[int, LeverageGate], edited: Mapping[int, Tensor], ordinary: Mapping[int, Tensor]
-) -> Iterator[tuple[str, float, Callable]]:
-    """(gate, setting, gate of each hook layer): the same ΔW behind other gates and thresholds."""
-    for name, measure in (("leverage", _leverage(gates)), ("ratio", _ratio)):
-        for fraction in FRACTIONS:
-            yield (
-                f"{name}, edited fraction",
-                fraction,
-                _gate_at(
-                    gates, name, lambda hook, f=fraction, of=measure: f * of(hook, edited[hook.layer]).min().item()
-                ),
-            )
-        for rate in RATES:
-            yield (
-                f"{name}, background rate",
-                rate,
-                _gate_at(
-                    gates, name, lambda hook, r=rate, of=measure: background_quantile(of(hook, ordinary[hook.layer]), r)
-                ),
-            )
-    if all(gate.retrieval is not None for gate in gates.values()):
-        yield "leverage, own key", 0, lambda hook: replace(gates[hook.layer], retrieval=None)
-        for sharpness in SHARPNESS:
-            yield "leverage, sharpness", sharpness, _sharpened(gates, sharpness)
-    yield "off", 0, lambda hook: NoGate()
-    joint = min(gate.threshold for gate in gates.values())
-    yield "leverage, one threshold", 0, _gate_at(gates, "leverage", lambda hook: joint)
-    for layer in gates:
-        for name, open_layers in ((f"{layer}", gates.keys() - {layer}), (f"all but {layer}", {layer})):
-            yield (
-                f"leverage, gate at {name}",
-                0,
-                lambda hook, free=open_layers: NoGate() if hook.layer in free else gates[hook.layer],
-            )
-
-
-def _gate_at(gates: Mapping[int, LeverageGate], name: str, threshold: Callable[[HookLayer], float]) -> Callable:
-    if name == "ratio":
-        return lambda hook: RatioGate(threshold(hook), gates[hook.layer])
-    return lambda hook: replace(gates[hook.layer], threshold=threshold(hook))
-
-
-def _sharpened(gates: Mapping[int, LeverageGate], sharpness: float) -> Callable:
-    def gate_of(hook: HookLayer) -> LeverageGate:
-        gate = gates[hook.layer]
-        return replace(gate, retrieval=gate.retrieval.sharpened(sharpness))
-
-    return gate_of
-
-
-def _leverage(gates: Mapping[int, LeverageGate]) -> Callable[[HookLayer, Tensor], Tensor]:
-    return lambda hook, keys: gates[hook.layer].leverage(keys)
-
-
-def _ratio(hook: HookLayer, keys: Float[Tensor, "n m"]) -> Float[Tensor, " n"]:
-    return hook.change(keys).norm(dim=-1) / keys.float().norm(dim=-1)
-
-
 def _unseen(editor: Editor, texts: Sequence[str], read: int) -> list[str]:
     """Some of the documents behind those that hold the first `read` tokens, from all over them."""
     left = read
@@ -232,6 +143,31 @@ def _unseen(editor: Editor, texts: Sequence[str], read: int) -> list[str]:
             return list(rest[:: max(1, len(rest) // _UNSEEN)])
         left -= len(editor.tokenizer(text)["input_ids"])
     raise TextError(f"texts: the covariance has read all of them ({read} tokens), and unseen ones are needed; add more")
+
+
+class _UnseenText:
+    """Text that no calibration has read, with the base model's keys of it computed once."""
+
+    def __init__(self, subject: _Edited, texts: Sequence[str]):
+        tokenizer, longest = subject.editor.tokenizer, ModelParts(subject.editor.model).context_length
+        self._subject, self._rows, mentions = subject, [], []
+        names = sorted({re.escape(request.subject) for request in subject.stream}, key=len, reverse=True)
+        edited = re.compile(rf"(?<!\w)(?:{'|'.join(names)})(?!\w)")
+        for text in texts:
+            encoding = tokenizer(text, return_offsets_mapping=True)
+            spans = [match.span() for match in edited.finditer(text)]
+            offsets = encoding["offset_mapping"][:longest]
+            self._rows.append(EncodedPrompt(tuple(encoding["input_ids"][:longest]), longest))
+            mentions += [any(start < last and end > first for first, last in spans) for start, end in offsets]
+        self._elsewhere = ~torch.tensor(mentions)
+        with subject.editor.disabled():
+            self._base = subject.keys(self._rows)
+
+    def rates(self) -> dict[str, float]:
+        """Shares of tokens that the gates swap, mean over layers."""
+        edited = self._subject.swapped(self._subject.keys(self._rows))
+        swaps = (edited, self._subject.swapped(self._base), edited[:, self._elsewhere])
+        return {name: swap.float().mean().item() for name, swap in zip(_RATES, swaps, strict=True)}
 
 
 class _Edited:
@@ -249,6 +185,12 @@ class _Edited:
     def set_gates(self, gate_of: Callable) -> None:
         for hook in self.hooks:
             hook.gate = gate_of(hook)
+
+    @torch.no_grad()
+    def swapped(self, keys: Mapping[int, Float[Tensor, "n m"]]) -> Bool[Tensor, "layers n"]:
+        """Where each hook layer's gate lets W_h answer."""
+        found = [hook.gate.swap(hook.change(keys[hook.layer]), None, keys[hook.layer]) for hook in self.hooks]
+        return torch.stack([swap.cpu() for swap in found])
 
     def scores(self) -> dict[str, float]:
         answers = predict(self.editor.model, self.editor.tokenizer, self._asked, "easyedit")
@@ -275,18 +217,17 @@ class _Edited:
     def keys(
         self, rows: Sequence[EncodedPrompt], places: Sequence[int] | None = None
     ) -> dict[int, Float[Tensor, "n m"]]:
-        """Keys of all tokens, or of one place of each row, per layer; of the model as it stands."""
-        layers, found = [hook.layer for hook in self.hooks], {}
+        """Keys of all tokens, or of one place of each row, per layer, row by row; of the model as it stands."""
+        layers = [hook.layer for hook in self.hooks]
+        found = {layer: [None] * len(rows) for layer in layers}
         for group in batches_by_length([len(row.ids) for row in rows], _BATCH_TOKENS):
             batch = pad([rows[index].ids for index in group], pad_id(self.editor.tokenizer), self._parts.input_device)
             with rewrite_inputs(self._parts, layers) as keys:
                 self._parts.backbone(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False)
             for layer in layers:
-                wanted = batch.real
-                if places is not None:
-                    wanted = torch.zeros_like(batch.real)
-                    wanted[range(len(group)), [places[index] for index in group]] = True
-                found.setdefault(layer, []).append(keys[layer][wanted.to(keys[layer].device)].float())
+                for row, index in enumerate(group):
+                    wanted = batch.real[row].to(keys[layer].device) if places is None else [places[index]]
+                    found[layer][index] = keys[layer][row, wanted].float()
         return {layer: torch.cat(parts) for layer, parts in found.items()}
 
     @torch.no_grad()

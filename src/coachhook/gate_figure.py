@@ -99,13 +99,14 @@ def _lengths(axes: Axes, frame: pd.DataFrame, first: bool) -> None:
 
 def _unseen(axes: Axes, frame: pd.DataFrame, first: bool) -> None:
     rows = frame[frame["kind"] == "unseen"]
-    rows = rows.assign(chosen=100 * rows["value"], measured=100 * rows["rate"])
+    rows = rows.assign(chosen=100 * rows["value"], edited=100 * rows["rate"], base=100 * rows["rate_base"])
     for name, look in GATES.items():
-        line(axes, rows[rows["gate"] == name], "chosen", "measured", look)
+        for rate, style in (("edited", "-"), ("base", ":")):
+            line(axes, rows[rows["gate"] == name], "chosen", rate, look._replace(line=style))
     ends = [0, rows["chosen"].max()]
     axes.plot(ends, ends, color="#555555", linewidth=0.8)
     axes.fill_between(ends, [end / 1.5 for end in ends], [end * 1.5 for end in ends], color="#EEEEEE", linewidth=0)
-    axes.set_xlabel("chosen false-positive rate (%)")
+    axes.set_xlabel("chosen false-positive rate (%)\n(···: base model's keys)")
     _label(axes, "measured on\nunseen text (%)", first)
 
 
