@@ -1,5 +1,7 @@
 import inspect
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -182,7 +184,26 @@ def test_what_the_user_can_mend_is_one_line_and_nothing_is_written(folder, reque
     refused("protocol 'best' is unknown", *folder.edit(edits, 2, None, "--dry-run", "--protocol", "best"))
     refused("--texts: nowhere is not a file", *folder.edit(edits, 2, None, "--dry-run", "--texts", "nowhere"))
     refused("nowhere cannot be loaded", *folder.edit(edits, 2, edits, "--base", folder / "nowhere"))
+    refused("--protocol: rome can score none", *folder.edit(edits, 2, None, "--dry-run", "--protocol", "rome"))
     assert contents(folder.path) == before
+
+
+def test_a_sample_without_text_is_refused(folder):
+    empty = folder / "empty.txt"
+    empty.write_text("\n \n")
+    refused(f"--texts: there is no text in {empty}", *folder.edit(folder.model, 1, None, "--dry-run", "--texts", empty))
+
+
+def test_two_commands_on_one_directory_wait_for_each_other(folder, requests):
+    done(*folder.edit(folder.model, 1, folder / "edits"))
+    program = "import sys; from coachhook.cli import app; app(sys.argv[1:])"
+    commands = [map(str, folder.edit(folder / "edits", week, folder / "edits")) for week in (2, 3)]
+    started = [subprocess.Popen([sys.executable, "-c", program, *command]) for command in commands]
+    assert [process.wait(300) for process in started] == [0, 0]
+    journal = Editor.from_pretrained(folder / "edits").journal
+    assert journal[0].requests == tuple(requests[:2])
+    assert {step.requests for step in journal[1:]} == {tuple(requests[2:4]), tuple(requests[4:])}
+    assert not list(folder.path.glob(".*lock"))
 
 
 def test_the_default_method_is_the_librarys():
@@ -207,7 +228,8 @@ def test_a_command_that_is_incomplete_ends_with_2(folder):
     assert result.exit_code == 2
     assert "--dry-run" in result.stderr
     assert call("edit", folder.model).exit_code == 2
-    assert call(*folder.edit(folder.model, 1, folder / "new", "--texts", folder.texts)).exit_code == 2
+    for trial in (("--texts", folder.texts), ("--protocol", "rome")):
+        assert call(*folder.edit(folder.model, 1, folder / "new", *trial)).exit_code == 2
     assert not (folder / "new").exists()
     assert call("edit", folder.model, "--requests", folder.week(1), "--batch-size", 0).exit_code == 2
 

@@ -145,6 +145,10 @@ def test_what_the_user_can_mend_is_one_line(made, copy, tmp_path):
         "--base",
         nowhere,
     )
+    (tokenizer,) = copy.glob("tokenizer-*/tokenizer.json")
+    tokenizer.write_text("")
+    refused(f"{tokenizer.parent.name}: missing or damaged", "inspect", copy)
+    refused(f"{tokenizer.parent.name}: missing or damaged", "generate", copy, "x")
     (copy / "edits.json").write_text("{")
     refused("edits.json: damaged", "inspect", copy)
     assert call("rollback", edits, "--to", -1).exit_code == 2

@@ -109,6 +109,19 @@ def test_a_base_model_with_other_weights_elsewhere_is_refused(editor, tmp_path):
     with torch.no_grad():
         tuned.transformer.h[4].attn.c_attn.weight.mul_(1.001)
     refused(r"\(other weights at layers 4\)", tmp_path, tuned)
+    for name in ("wte.weight", "wpe.weight", "ln_f.bias"):
+        other = build_model("gpt2")
+        with torch.no_grad():
+            other.transformer.get_parameter(name).add_(0.1)
+        refused(r"\(other weights outside of the layers \(embeddings, head or final norm\)\)", tmp_path, other)
+
+
+def test_settings_in_groups_count_too(tokenizer, covariances, tmp_path):
+    make_editor(build_model("llama"), tokenizer, covariances, "memit").save_pretrained(tmp_path)
+    other = build_model("llama")
+    other.config.rope_parameters = {**other.config.rope_parameters, "rope_type": "linear", "factor": 4.0}
+    refused("rope_parameters .*default.*, not .*linear", tmp_path, other)
+    Editor.from_pretrained(tmp_path, build_model("llama")).close()
 
 
 def test_loading_at_a_step_is_having_stopped_there(editor, requests, tokenizer, tmp_path):
@@ -152,10 +165,29 @@ def test_fields_that_a_later_version_adds_are_passed_over(editor, requests, toke
     assert torch.equal(logits(loaded.model, tokenizer, requests), logits(editor.model, tokenizer, requests))
 
 
+def test_so_are_those_of_requests_and_probes(editor, requests, tmp_path):
+    editor.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "edits.json").read_text())
+    for step in index["steps"]:
+        for request in step["requests"]:
+            for part in (request, *request["locality"]):
+                part["later"] = "than this"
+    change_index(tmp_path, **index)
+    refused("the requests of 000001-.* are damaged", tmp_path)  # no version so far writes that
+    change_index(tmp_path, coachhook="99.1")
+    loaded = Editor.from_pretrained(tmp_path, build_model("gpt2"))
+    assert [step.requests for step in loaded.journal] == [tuple(requests[:3]), tuple(requests[3:5])]
+
+
 def test_what_an_earlier_version_did_not_write_is_not_asked_for(editor, tmp_path):
     editor.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "edits.json").read_text())
-    del index["base_model"]["blocks"], index["base_model"]["settings"]
+    del (
+        index["base_model"]["blocks"],
+        index["base_model"]["settings"],
+        index["base_model"]["around"],
+        index["covariance"],
+    )
     for step in index["steps"]:
         del step["metrics"]
     change_index(tmp_path, **index)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from coachhook.architectures import Architecture, ModelParts, declared_architecture
 from coachhook.covariance_file import model_digest
 from coachhook.journal import JournalError
 
-_SAMPLE = 512  # elements of each of a block's tensors
+_SAMPLE = 512  # elements of each tensor
+_ROWS = 256
 _NO_MATTER = ("_token_id", "dropout", "drop", "use_cache", "initializer_range", "vocab_size")
 
 
@@ -24,6 +25,7 @@ class BaseModelIdentity(BaseModel):
     Attributes:
         digests: of all of each edited layer's rewrite module.
         blocks: of a sample of each block's weights; none where weights are offloaded, or in older files.
+        around: the same of all other weights, such as embeddings, head and final norm; None there, and in older files.
         settings: of the configuration, as far as the outputs for given tokens depend on them; none in older files.
         architecture: where it was declared.
     """
@@ -38,6 +40,7 @@ class BaseModelIdentity(BaseModel):
     dtype: str
     digests: dict[int, str]
     blocks: list[str] = []
+    around: str | None = None
     settings: dict = {}
     architecture: Architecture | None = None
 
@@ -45,6 +48,8 @@ class BaseModelIdentity(BaseModel):
     def of(cls, model: PreTrainedModel, edited: Sequence[int]) -> BaseModelIdentity:
         """edited: the layers to be edited; those that the model lacks have no digest."""
         blocks = ModelParts(model).blocks
+        inside = set(blocks.parameters())
+        around = [weight for weight in model.parameters() if weight not in inside]
         return cls(
             name=model.name_or_path,
             revision=getattr(model.config, "_commit_hash", None),
@@ -53,7 +58,8 @@ class BaseModelIdentity(BaseModel):
             width=model.config.get_text_config().hidden_size,
             dtype=str(model.dtype).removeprefix("torch."),
             digests={layer: model_digest(model, [layer]) for layer in edited if layer < len(blocks)},
-            blocks=[] if any(weight.is_meta for weight in blocks.parameters()) else list(map(_sample_digest, blocks)),
+            blocks=[] if _any_offloaded(inside) else [_sample_digest(block.parameters()) for block in blocks],
+            around=None if _any_offloaded(around) else _sample_digest(around, rows=_ROWS),
             settings=_settings(model.config),
             architecture=declared_architecture(model),
         )
@@ -75,7 +81,11 @@ class BaseModelIdentity(BaseModel):
         changed = {layer for layer, digest in self.digests.items() if other.digests.get(layer) != digest}
         sampled = enumerate(zip(self.blocks, other.blocks, strict=False))  # one of them may have none
         changed |= {layer for layer, (ours, theirs) in sampled if ours != theirs}
-        return [*found, f"other weights at layers {', '.join(map(str, sorted(changed)))}"] if changed else found
+        if changed:
+            found.append(f"other weights at layers {', '.join(map(str, sorted(changed)))}")
+        elif None not in (self.around, other.around) and self.around != other.around:
+            found.append("other weights outside of the layers (embeddings, head or final norm)")
+        return found
 
     def load(self) -> PreTrainedModel:
         """The base model by its name.
@@ -103,15 +113,24 @@ def _settings(config: PreTrainedConfig) -> dict:
         if name not in common
         and not name.startswith(("_", "summary_"))
         and not name.endswith(_NO_MATTER)
-        and isinstance(value, str | int | float | bool | None)
+        and isinstance(value, str | int | float | bool | list | dict | None)
     }
 
 
-def _sample_digest(block: nn.Module) -> str:
-    """Digest of evenly spaced elements of each of a block's tensors, whatever these are called: milliseconds."""
+def _any_offloaded(weights: Iterable[Tensor]) -> bool:
+    return any(weight.is_meta for weight in weights)
+
+
+def _sample_digest(weights: Iterable[Tensor], rows: int | None = None) -> str:
+    """Digest of evenly spaced elements of each tensor, whatever these are called: milliseconds.
+
+    Arguments:
+        rows: only of so many first ones of each, which a vocabulary that was made larger still has.
+    """
     digests = []
-    for weight in block.parameters():
-        flat = weight.detach().flatten()
+    for weight in weights:
+        flat = weight.detach()[:rows].flatten()
         sample = flat[:: max(1, flat.numel() // _SAMPLE)].float().cpu().contiguous()
-        digests.append(hashlib.sha256(repr(tuple(weight.shape)).encode() + sample.numpy().tobytes()).hexdigest())
+        shape = tuple(weight.shape if rows is None else weight.shape[1:])
+        digests.append(hashlib.sha256(repr(shape).encode() + sample.numpy().tobytes()).hexdigest())
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]

@@ -107,7 +107,7 @@ def compute_covariance(
         if not moments.tokens:
             raise CovarianceError("texts: there is no text to compute a covariance from")
         logger.info("covariance: %d tokens of at most %d, %d documents", moments.tokens, max_tokens, reader.documents)
-        covariance = _result(moments, digest)
+        covariance = _result(moments, digest, str(parts.base_weight(layers[0]).dtype).removeprefix("torch."))
         if out is not None:
             write_covariance(covariance, out)
         unfinished.remove()
@@ -119,9 +119,9 @@ def unfinished_path(out: str | os.PathLike) -> Path:
     return Path(out).with_name(f".{Path(out).name}.unfinished")
 
 
-def _result(moments: SecondMoments, digest: str) -> Covariance:
+def _result(moments: SecondMoments, digest: str, dtype: str) -> Covariance:
     convergence = {layer: tuple(points) for layer, points in moments.convergence.items()}
-    return Covariance(moments.matrices(), moments.reservoir.keys(), moments.tokens, digest, convergence)
+    return Covariance(moments.matrices(), moments.reservoir.keys(), moments.tokens, digest, convergence, dtype)
 
 
 def _announce(memory: dict[str, int]) -> None:

@@ -20,6 +20,7 @@ from coachhook.tensor_files import DamagedFileError, read_tensors, write_tensors
 from coachhook.versions import package_versions
 
 _FORMAT = 1
+_SAMPLE = 4096  # elements of each tensor
 _COMPUTING = ("numpy", "safetensors", "tokenizers", "torch", "transformers")
 
 
@@ -33,6 +34,7 @@ class Covariance:
         tokens: how many tokens were counted.
         model_digest: identity of the model's edited layers, see `model_digest`.
         convergence: per layer, tokens and ‖C0 − C0 before‖ / ‖C0‖ (Frobenius), as the tokens doubled.
+        dtype: of the rewrite modules' weights that it was computed with.
     """
 
     matrices: dict[int, Float[Tensor, "m m"]]
@@ -40,18 +42,35 @@ class Covariance:
     tokens: int
     model_digest: str
     convergence: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    dtype: str = "float32"
 
     @property
     def layers(self) -> tuple[int, ...]:
         return tuple(sorted(self.matrices))
 
+    def sample_digest(self, layers: Sequence[int]) -> str:
+        """Of some elements of what is held of these layers: tells one covariance from another in milliseconds."""
+        digest = hashlib.sha256()
+        for layer in sorted(layers):
+            for held in (self.matrices.get(layer), self.background.get(layer)):
+                if held is not None:
+                    flat = held.detach().flatten()
+                    sample = flat[:: max(1, flat.numel() // _SAMPLE)].double().cpu().contiguous()
+                    digest.update(repr(tuple(held.shape)).encode() + sample.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
-def model_digest(model: PreTrainedModel, layers: Sequence[int]) -> str:
-    """SHA-256 of the rewrite modules' weights of `layers`: tells models with the same shape apart."""
+
+def model_digest(model: PreTrainedModel, layers: Sequence[int], dtype: torch.dtype | None = None) -> str:
+    """SHA-256 of the rewrite modules' weights of `layers`: tells models with the same shape apart.
+
+    Arguments:
+        dtype: of the weights as rounded to it.
+    """
     parts = ModelParts(model)
     digest = hashlib.sha256(model.config.model_type.encode())
     for layer in sorted(layers):
-        weight = parts.base_weight(layer).float().cpu().contiguous()
+        weight = parts.base_weight(layer)
+        weight = (weight if dtype is None else weight.to(dtype)).float().cpu().contiguous()
         digest.update(weight.numpy().tobytes())
     return digest.hexdigest()
 
@@ -69,6 +88,8 @@ def write_covariance(covariance: Covariance, path: str | os.PathLike) -> None:
         "convergence": {str(layer): points for layer, points in covariance.convergence.items()},
         "versions": package_versions(_COMPUTING),
     }
+    if covariance.dtype != "float32":
+        metadata["dtype"] = covariance.dtype
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, tensors, metadata)
 
@@ -79,7 +100,7 @@ def read_covariance(
     """Read a covariance file and check it before any work.
 
     Arguments:
-        model: refuse a covariance of another model.
+        model: refuse a covariance of another model; one of the same model in a coarser dtype is taken.
         layers: refuse one that lacks some of these layers.
 
     Raises:
@@ -98,14 +119,22 @@ def read_covariance(
         int(layer): tuple((tokens, change) for tokens, change in points)
         for layer, points in metadata.get("convergence", {}).items()  # older files have none
     }
-    covariance = Covariance(matrices, background, int(metadata["tokens"]), metadata["model_digest"], convergence)
+    digest, dtype = metadata["model_digest"], metadata.get("dtype", "float32")
+    covariance = Covariance(matrices, background, int(metadata["tokens"]), digest, convergence, dtype)
     missing = sorted(set(layers or ()) - set(stored))
     if missing:
         raise CovarianceError(f"{path}: holds layers {stored}, not {missing}; compute it for layers {sorted(layers)}")
-    if model is not None and model_digest(model, stored) != covariance.model_digest:
+    if model is not None and not _is_of(model, covariance):
         raise CovarianceError(f"{path}: was computed on another model; compute it on this one")
     check_matrices(matrices, str(path))
     return covariance
+
+
+def _is_of(model: PreTrainedModel, covariance: Covariance) -> bool:
+    weights = {ModelParts(model).base_weight(layer).dtype for layer in covariance.layers}
+    dtype = getattr(torch, covariance.dtype)
+    coarser = dtype.itemsize < min(own.itemsize for own in weights)
+    return model_digest(model, covariance.layers, dtype if coarser else None) == covariance.model_digest
 
 
 def load_covariance(

@@ -173,10 +173,10 @@ class EditRequest:
 def fact_keys(request: EditRequest) -> tuple[tuple[str, str, str], ...]:
     """What names the fact that a request edits; two requests that share one of these edit the same fact.
 
-    The subject, with the filled-in prompt or the relation. Where no relation is known, the old answer stands for
-    it: ZsRE asks for one fact in several wordings.
+    The subject, with the filled-in prompt, a paraphrase, or the relation. Where no relation is known, the old answer
+    stands for it: ZsRE asks for one fact in several wordings.
     """
-    keys = [("prompt", request.subject, request.text)]
+    keys = [("prompt", request.subject, text) for text in (request.text, *request.paraphrase_texts)]
     if request.relation is not None:
         keys.append(("relation", request.subject, request.relation))
     elif request.target_true is not None:

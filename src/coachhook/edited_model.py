@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from weakref import WeakSet
 
 import torch
@@ -48,6 +50,22 @@ def release(model: PreTrainedModel) -> None:
     _open.discard(model)
     getattr(model, _NAME).handle.remove()
     delattr(model, _NAME)
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, no module of the model is in training mode, so dropout changes nothing; then each is as it was."""
+    training = [module for module in model.modules() if module.training]
+    _set_training(training, False)
+    try:
+        yield
+    finally:
+        _set_training(training, True)
+
+
+def _set_training(modules: Iterable[nn.Module], training: bool) -> None:
+    for module in modules:
+        module.training = training
 
 
 def check_unmoved(model: PreTrainedModel) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,8 +16,8 @@ from coachhook.architecture_check import check_parts
 from coachhook.architectures import Architecture, ModelParts, declare_architecture
 from coachhook.base_identity import BaseModelIdentity
 from coachhook.covariance_file import Covariance, load_covariance
-from coachhook.edit_request import EditRequest
-from coachhook.edited_model import EditorError, check_unmoved, claim, refuse_edited, release
+from coachhook.edit_request import EditRequest, RequestError, quoted
+from coachhook.edited_model import EditorError, check_unmoved, claim, evaluating, refuse_edited, release
 from coachhook.editors import DEFAULT_METHOD
 from coachhook.editors.base import MergeError, Method, Update
 from coachhook.hyperparameters import check_layers, check_trained_editor, configure, registered
@@ -25,6 +26,9 @@ from coachhook.keys import check_lengths
 from coachhook.metrics import PROTOCOLS, Metrics, check_protocol, predict, predict_base, questions, score
 from coachhook.saved_edits import read_edits, read_tokenizer, write_edits
 from coachhook.solver import CovarianceError
+
+_ordinary_tensors = torch.inference_mode(False)  # whatever the caller is in: later edits compute with what is made now
+_LOOK = "nothing was edited; look for NaN or infinite values in the model's weights, or lower the learning rate"
 
 
 class Editor:
@@ -39,7 +43,8 @@ class Editor:
 
     Arguments:
         model: a `PreTrainedModel`; it stays usable as it is, now with the edits. One editor at a time. Its own
-            `save_pretrained` and `state_dict` still give the base weights. A deep copy holds the edits for good.
+            `save_pretrained` and `state_dict` still give the base weights. A deep copy holds the edits for good;
+            one made inside `disabled()` holds none.
         method: one of `methods()`; the default is CoachHooK behind the leverage gate, which serves generation too.
         covariance: file from `compute_covariance`, or C0 (m×m) per layer, for methods that need one.
         trained_editor: file from `TrainedMethod.train`, for methods that need one (mend, serac).
@@ -50,6 +55,7 @@ class Editor:
         HyperparameterError, CovarianceError, ArchitectureError, EditorError: before anything is touched.
     """
 
+    @_ordinary_tensors
     def __init__(
         self,
         model: PreTrainedModel,
@@ -70,6 +76,7 @@ class Editor:
         self._open(model, tokenizer, method, loaded, trained_editor, hyperparameters)
 
     @classmethod
+    @_ordinary_tensors
     def from_pretrained(
         cls,
         directory: str | os.PathLike,
@@ -88,21 +95,28 @@ class Editor:
         Raises:
             JournalError: the directory is incomplete, damaged, of a newer format, or of another base model; or there is
                 no such step.
-            CovarianceError: the covariance cannot be used.
+            CovarianceError: the covariance cannot be used, or the edits were made with another one.
         """
         saved = read_edits(directory)
         steps = saved.first(step, directory)
         model = saved.base(model, directory)
+        known = load_covariance(covariance, model, saved.layers)
+        if known is not None and saved.covariance not in (None, known.sample_digest(saved.layers)):
+            raise CovarianceError(
+                f"covariance: the edits in {directory} were made with another one, and go on with no other; give that "
+                "file, or start anew on the base model"
+            )
         editor = cls.__new__(cls)
         editor._open(
             model,
             read_tokenizer(directory, saved),
             saved.method,
-            load_covariance(covariance, model, saved.layers),
+            known,
             saved.trained_editor and Path(directory) / saved.trained_editor,
             saved.hyperparameters,
         )
         try:
+            editor._covariance = saved.covariance or editor._covariance
             editor._replay([saved_step.read(directory) for saved_step in steps])
         except BaseException:
             editor.close()
@@ -115,7 +129,14 @@ class Editor:
         An earlier save in the same directory is replaced, whole or not at all. The covariance is not saved.
         """
         write_edits(
-            directory, self.method, self.config, self._identity, self._steps, self.tokenizer, self._trained_editor
+            directory,
+            self.method,
+            self.config,
+            self._identity,
+            self._steps,
+            self.tokenizer,
+            self._trained_editor,
+            self._covariance,
         )
 
     @property
@@ -133,14 +154,17 @@ class Editor:
         """Bytes that answering with the edits takes besides the base model."""
         return self._method.state_bytes()
 
-    def edit(self, requests: Sequence[EditRequest]) -> StepReport:
-        """Write one batch, on top of all earlier ones.
+    @_ordinary_tensors
+    def edit(self, requests: Iterable[EditRequest]) -> StepReport:
+        """Write one batch, on top of all earlier ones; where this fails nothing has been edited.
 
         Raises:
-            RequestError: a request does not fit the model's context; nothing has been edited then.
+            RequestError: a request does not fit the model's context.
             CovarianceError: the editor was loaded without the covariance that its method needs to edit.
-            EditorError: the editor is closed, or its model was moved to another device or dtype.
+            EditorError: the editor is closed, its model was moved to another device or dtype, or the update is not
+                finite.
         """
+        requests = list(requests)
         self._check_open()
         if self._answers_only:
             raise CovarianceError(
@@ -149,10 +173,19 @@ class Editor:
             )
         check_unmoved(self.model)
         self.check(requests)
-        update = self._method.edit(requests)
+        try:
+            with evaluating(self.model), torch.enable_grad():
+                update = self._method.edit(requests)
+            _check_finite(update)
+        except BaseException as error:
+            self._restore(self._steps)
+            if isinstance(error, torch.linalg.LinAlgError):
+                raise EditorError(f"the update cannot be solved for ({str(error).splitlines()[0]}); {_LOOK}") from None
+            raise
         self._steps.append(Step.now(update, requests))
         return StepReport(self.step, len(requests), self._method.thresholds(), update)
 
+    @_ordinary_tensors
     def replay(self, update: Update, requests: Sequence[EditRequest] = ()) -> None:
         """Apply the update of an earlier step, in order: the same bits as editing, without the work.
 
@@ -161,6 +194,7 @@ class Editor:
         """
         self._replay([Step.now(update, requests)])
 
+    @_ordinary_tensors
     def rollback(self, to_step: int) -> None:
         """Go back to step `to_step` (0: the base model): the same bits as having stopped there.
 
@@ -170,27 +204,39 @@ class Editor:
         self._check_open()
         if not 0 <= to_step <= self.step:
             raise EditorError(f"to_step: {to_step} is not between 0 and {self.step}, the steps applied")
-        kept, self._steps = self._steps[:to_step], []
-        self._method.reset()
-        self._replay(kept)
+        kept = self._steps[:to_step]
+        try:
+            self._restore(kept)
+        except BaseException:
+            self._restore(self._steps)
+            raise
+        self._steps = kept
 
     def check(self, requests: Sequence[EditRequest]) -> None:
         """Refuse what cannot be edited on this model.
 
         Raises:
-            RequestError: no requests, or a prompt with a prefix and its target is longer than the context.
+            RequestError: no requests, something that is none, or a prompt with a prefix and its target is longer than
+                the context.
         """
+        for position, request in enumerate(requests, 1):
+            if not isinstance(request, EditRequest):
+                problem = f"{quoted(request)} is no EditRequest; make it one, or read a file with read_requests"
+                raise RequestError(problem, record=position)
         check_lengths(self.tokenizer, requests, self._method.prefixes, self._method.parts.context_length)
 
-    def evaluate(self, requests: Sequence[EditRequest], protocol: str = "easyedit") -> Metrics:
+    def evaluate(self, requests: Iterable[EditRequest], protocol: str = "easyedit") -> Metrics:
         """Reliability, generality, locality and portability of these requests, as the model stands now.
 
         Under "rome" they are its successes, and the result (`RomeMetrics`) holds its magnitudes and score too.
 
         Raises:
             RequestError: the protocol is unknown, or a prompt with an answer is longer than the context.
+            EditorError: the editor is closed.
         """
+        self._check_open()
         check_protocol(protocol)
+        requests = list(requests)
         asked = questions(requests)
         with self.disabled():
             base = predict_base(self.model, self.tokenizer, asked, protocol)
@@ -216,6 +262,7 @@ class Editor:
         known = self._steps[step - 1]
         self._steps[step - 1] = replace(known, metrics=known.metrics | {protocol: metrics.row()})
 
+    @_ordinary_tensors
     def merge_and_unload(self) -> PreTrainedModel:
         """A plain copy of the model that holds the edits in its weights, for methods without a gate.
 
@@ -252,11 +299,12 @@ class Editor:
         return self._method.recorded_swaps()
 
     def close(self) -> None:
-        """Take everything off the model: it is the base model again."""
+        """Take everything off the model: it is the base model again, as it was found."""
         if not self._closed:
             self._closed = True
             release(self.model)
             self._method.close()
+            self._training.close()
 
     def _open(
         self,
@@ -281,9 +329,20 @@ class Editor:
         self._identity = BaseModelIdentity.of(model, self.config.layers)
         self._trained_editor = trained_editor
         self._answers_only = method_class.needs_covariance and covariance is None
-        model.eval()
+        if not tokenizer.is_fast:
+            raise EditorError(
+                f"tokenizer: {type(tokenizer).__name__} does not say where its tokens stand in a text; give a fast one "
+                "(AutoTokenizer with use_fast=True), where the model has one"
+            )
         check_parts(ModelParts(model))
-        self._method: Method = method_class(model, tokenizer, self.config, covariance, *filter(None, [trained_editor]))
+        with ExitStack() as found:
+            found.enter_context(evaluating(model))
+            self._method: Method = method_class(
+                model, tokenizer, self.config, covariance, *filter(None, [trained_editor])
+            )
+            self._training = found.pop_all()  # until the editor is closed
+        used = covariance if method_class.needs_covariance else None
+        self._covariance = None if used is None else used.sample_digest(self.config.layers)
         self._steps: list[Step] = []
         self._closed = False
         claim(model, method)
@@ -292,6 +351,11 @@ class Editor:
         if self._closed:
             raise EditorError("the editor is closed; make a new one")
 
+    def _restore(self, steps: Sequence[Step]) -> None:
+        """Have the method as it was after these steps, whatever state it is in."""
+        self._method.reset()
+        self._method.replay_all(step.update for step in steps)
+
     def _replay(self, steps: Sequence[Step]) -> None:
         self._check_open()
         self._method.replay_all(step.update for step in steps)
@@ -299,3 +363,9 @@ class Editor:
 
     def __repr__(self) -> str:
         return f"Editor(method={self.method!r}, step={self.step}, layers={list(self.config.layers)})"
+
+
+def _check_finite(update: Update) -> None:
+    for name, tensor in update.tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise EditorError(f"the update holds NaN or infinite values ({name}); {_LOOK}")

@@ -7,7 +7,7 @@ low-rank factors, so tiny updates are not rounded away against W0, and ΔW = 0 l
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import torch
@@ -18,6 +18,7 @@ from coachhook.architectures import ModelParts, weight_matrix
 from coachhook.changes import Change, add_in_order, dense
 from coachhook.gates import Gate
 from coachhook.low_rank import LowRank
+from coachhook.switch import Switch
 from coachhook.tracing import RewriteHook
 
 Mode = Literal["off", "temporary", "validated"]
@@ -31,10 +32,11 @@ class HookLayer:
     Arguments:
         layer: index of the block.
         gate: decides for each token while the hook is validated.
+        switch: answers nowhere while it is off, whatever the mode.
     """
 
-    def __init__(self, parts: ModelParts, layer: int, gate: Gate):
-        self.layer = layer
+    def __init__(self, parts: ModelParts, layer: int, gate: Gate, switch: Switch):
+        self.layer, self._switch = layer, switch
         self.gate = gate
         self.mode: Mode = "validated"
         self._parts, self._shape = parts, parts.shape(layer)
@@ -134,7 +136,8 @@ class HookLayer:
         self.gate = self.gate.moved(device, self.factors)
 
     def _answer(self, keys: Float[Tensor, "batch time m"], output: Float[Tensor, "batch time d"]) -> Tensor | None:
-        if self.mode == "off" or (self.delta is None and self.factors is None):
+        off = self.mode == "off" or not self._switch.on
+        if off or (self.delta is None and self.factors is None):
             self._record(keys, False)
             return None
         self._hold_on(keys.device)
@@ -167,7 +170,8 @@ class HookLayers:
     def __init__(self, parts: ModelParts, gates: dict[int, Gate]):
         for layer in gates:
             parts.rewrite_module(layer)  # refuses before any hook is set
-        self._layers = {layer: HookLayer(parts, layer, gates[layer]) for layer in sorted(gates)}
+        self._switch = Switch()
+        self._layers = {layer: HookLayer(parts, layer, gates[layer], self._switch) for layer in sorted(gates)}
         self._handle = parts.backbone.register_forward_pre_hook(self._see_mask, with_kwargs=True)
 
     def __getitem__(self, layer: int) -> HookLayer:
@@ -187,6 +191,10 @@ class HookLayers:
         finally:
             for hook, earlier in before.items():
                 hook.mode = earlier
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Inside, no layer answers, whatever its mode and whichever thread asks."""
+        return self._switch.off()
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

@@ -12,10 +12,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Literal
 
+from packaging.version import InvalidVersion, Version
 from pydantic import BaseModel, ValidationError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,12 +31,26 @@ from coachhook.whole_files import sync, write_bytes, write_text
 
 _FORMAT = 1
 _INDEX = "edits.json"
+_WRONG_TYPES = (KeyError, TypeError, AttributeError)
+_DAMAGED = (json.JSONDecodeError, UnicodeDecodeError, ValidationError, InvalidVersion, *_WRONG_TYPES)
 _WRITTEN = r"((\d{6}|trained_editor)-[0-9a-f]{16}\.safetensors|tokenizer-[0-9a-f]{16})"
 _OURS = re.compile(rf"{_WRITTEN}|\.({_WRITTEN}|tokenizer|edits\.json)\.[\w-]+\.tmp")
 
 
 def _probes(records: list[dict]) -> list[Probe]:
     return [Probe(**record) for record in records]
+
+
+def _readable(request: dict) -> dict:
+    """A request that a newer version wrote, without what only newer versions read."""
+    known = _known(EditRequest, request)
+    lists = {name: known[name] for name in ("locality", "portability") if name in known}
+    return known | {name: [_known(Probe, probe) for probe in probes] for name, probes in lists.items()}
+
+
+def _known(kind: type, record: dict) -> dict:
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in record.items() if name in names}
 
 
 class SavedStep(BaseModel):
@@ -78,6 +93,7 @@ class SavedEdits(BaseModel):
     base_model: BaseModelIdentity
     tokenizer: str
     trained_editor: str | None
+    covariance: str | None = None  # `Covariance.sample_digest`; older files have none
     steps: list[SavedStep]
 
     def base(self, model: PreTrainedModel | None, directory: str | os.PathLike) -> PreTrainedModel:
@@ -116,9 +132,19 @@ def write_edits(
     steps: Iterable[Step],
     tokenizer: PreTrainedTokenizerBase,
     trained_editor: str | os.PathLike | None,
+    covariance: str | None = None,
 ) -> None:
-    """Save edits; what an earlier save left there and this one does not need is removed at the end."""
+    """Save edits; what an earlier save left there and this one does not need is removed at the end.
+
+    Arguments:
+        covariance: its `sample_digest`.
+
+    Raises:
+        JournalError: `directory` is a file.
+    """
     directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise JournalError(f"{directory}: it is a file; name a directory")
     directory.mkdir(parents=True, exist_ok=True)
     saved = SavedEdits(
         format=_FORMAT,
@@ -130,6 +156,7 @@ def write_edits(
         base_model=base_model,
         tokenizer=_write_tokenizer(directory, tokenizer),
         trained_editor=trained_editor and _write(directory, "trained_editor", Path(trained_editor).read_bytes()),
+        covariance=covariance,
         steps=[
             SavedStep(
                 file=_write(directory, f"{number:06d}", pack_step(number, step.update)),
@@ -175,14 +202,30 @@ def read_edits(directory: str | os.PathLike) -> SavedEdits:
                 f"{path}: format {found} is newer than {_FORMAT}, the newest that coachhook {coachhook.__version__} "
                 "reads; update coachhook"
             )
+        if Version(content["coachhook"]) > Version(coachhook.__version__):
+            for step in content["steps"]:
+                step["requests"] = [_readable(request) for request in step["requests"]]
         return SavedEdits(**content)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValidationError) as error:
+    except _DAMAGED as error:
         reason = " ".join(str(error).split())[:120]
         raise JournalError(f"{path}: damaged ({reason}); save the edits again") from None
 
 
 def read_tokenizer(directory: str | os.PathLike, saved: SavedEdits) -> PreTrainedTokenizerBase:
+    """Raises JournalError where it is missing or damaged."""
+    check_files(directory, saved)
     return AutoTokenizer.from_pretrained(Path(directory) / saved.tokenizer)
+
+
+def check_files(directory: str | os.PathLike, saved: SavedEdits) -> None:
+    """Hold tokenizer and trained editor to their names. Raises JournalError where one is missing or damaged."""
+    folder = Path(directory) / Path(saved.tokenizer).name
+    if not folder.is_dir() or saved.tokenizer != _tokenizer_name(folder):
+        raise JournalError(f"{folder}: missing or damaged; save the edits again")
+    if saved.trained_editor is not None:
+        path = Path(directory) / Path(saved.trained_editor).name
+        if not path.is_file() or saved.trained_editor != _name("trained_editor", path.read_bytes()):
+            raise JournalError(f"{path}: missing or damaged; save the edits again")
 
 
 def _write_index(directory: Path, saved: SavedEdits) -> None:
@@ -211,15 +254,24 @@ def _write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerBase) -> str
     temporary = directory / f".tokenizer.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with this number
     tokenizer.save_pretrained(temporary)
-    digest = hashlib.sha256()
-    for path in sorted(temporary.iterdir()):
-        with open(path, "rb") as file:
-            digest.update(path.name.encode() + file.read())
-            os.fsync(file.fileno())
-    name = f"tokenizer-{digest.hexdigest()[:16]}"
+    for path in _files(temporary):
+        sync(path)
+    name = _tokenizer_name(temporary)
     if (directory / name).exists():
         shutil.rmtree(temporary)
     else:
         os.replace(temporary, directory / name)
     sync(directory)
     return name
+
+
+def _files(folder: Path) -> list[Path]:
+    """In order, without what file browsers leave."""
+    return sorted(path for path in folder.rglob("[!.]*") if path.is_file())
+
+
+def _tokenizer_name(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in _files(folder):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return f"tokenizer-{digest.hexdigest()[:16]}"

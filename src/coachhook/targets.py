@@ -8,6 +8,7 @@ Legend: h hidden state at the subject's last token, output of the last edited bl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from coachhook.architectures import ModelParts
-from coachhook.edit_request import EditRequest
+from coachhook.edit_request import EditRequest, quoted
+from coachhook.edited_model import EditorError
 from coachhook.keys import encode_edit
 from coachhook.tokens import EncodedPrompt, encode, pad_id
 from coachhook.tracing import BlockInputs, block_inputs
@@ -61,6 +63,9 @@ def optimise_targets(
     Per request, the mean over contexts (the plain prompt and each prefix) of the target's negative log-likelihood
     (mean over its tokens), + kl_factor · KL(base ‖ edited) at the subject's last token of "{subject} is a",
     + weight_decay · ‖δ‖/‖h‖²; Adam, after each step projected to ‖δ‖ ≤ clamp · ‖h‖.
+
+    Raises:
+        EditorError: a request's loss is not finite.
     """
     tail = _Tail(parts, tokenizer, requests, layer, prefixes)
     hidden = tail.hidden
@@ -84,7 +89,17 @@ def optimise_targets(
         with torch.no_grad():
             factor = (settings.clamp * norm / delta.norm(dim=-1).clamp_min(1e-12)).clamp_max(1.0)
             delta.copy_(torch.where(active[:, None], delta * factor[:, None], before))
+    _check_finite(losses, requests)
     return Targets(hidden + delta.detach(), hidden, losses)
+
+
+def _check_finite(losses: Float[Tensor, " u"], requests: Sequence[EditRequest]) -> None:
+    for request, loss in zip(requests, losses.tolist(), strict=True):
+        if not math.isfinite(loss):
+            raise EditorError(
+                f"no target is found for {quoted(request.text)}, its loss is {loss}; look for NaN or infinite values "
+                "in the model's weights, or lower target_lr"
+            )
 
 
 class _FrozenCache(DynamicCache):

@@ -18,16 +18,17 @@ from coachhook.cli.shared import (
     DeviceOption,
     DtypeOption,
     JsonOption,
-    ProtocolOption,
     RequestsOption,
     folder_bytes,
     one_line_errors,
+    only_writer,
     parse_architecture,
     read_request_file,
     read_sample,
 )
 from coachhook.cli.what_if_table import show_what_if, what_if_row
 from coachhook.editors import DEFAULT_METHOD
+from coachhook.errors import CoachHookError
 
 if TYPE_CHECKING:
     from coachhook.edit_request import EditRequest
@@ -74,7 +75,9 @@ def edit(
     max_drop: Annotated[
         float, typer.Option(min=0, max=100, help="points of 100 that a number may fall", rich_help_panel=_TRIAL)
     ] = 5,
-    protocol: ProtocolOption = "easyedit",
+    protocol: Annotated[
+        str | None, typer.Option(help="easyedit (default), generate or rome", rich_help_panel=_TRIAL)
+    ] = None,
     base: BaseOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -100,6 +103,8 @@ def edit(
             raise typer.BadParameter("name a directory to write, or try it with --dry-run", param_hint="--out")
         if texts and not dry_run:
             raise typer.BadParameter("it is for --dry-run", param_hint="--texts")
+        if protocol and not dry_run:
+            raise typer.BadParameter("it is for --dry-run", param_hint="--protocol")
         wanted = read_request_file(requests)
         size = batch_size or len(wanted)
         batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
@@ -109,15 +114,16 @@ def edit(
             samples = read_sample(texts or [])
             editor = choice.open(model, **place)
             _check(editor, wanted, requests)
-            _try(editor, batches, samples, protocol, max_drop / 100, as_json)
+            _try(editor, batches, samples, protocol or "easyedit", max_drop / 100, as_json)
         else:
-            start, left = pending(model, out, batches, choice)
-            steps = []
-            if left:
-                editor = choice.resume(start, model, **place)
-                _check(editor, wanted, requests)
-                steps = _write(editor, left, out)
-            _tell(out, steps, as_json)
+            with only_writer(out):
+                start, left = pending(model, out, batches, choice)
+                steps = []
+                if left:
+                    editor = choice.resume(start, model, **place)
+                    _check(editor, wanted, requests)
+                    steps = _write(editor, left, out)
+                _tell(out, steps, as_json)
 
 
 def _check(editor: Editor, wanted: list[EditRequest], path: Path) -> None:
@@ -144,6 +150,8 @@ def _try(
     from coachhook.what_if import what_if
 
     found = what_if(editor, batches, texts=texts, protocol=protocol)
+    if not any(any(batch.changes()) for batch in found.batches if batch.new):
+        raise CoachHookError(f"--protocol: {protocol} can score none of these requests; rome needs their target_true")
     if as_json:
         print_json(what_if_row(found, max_drop))
     else:

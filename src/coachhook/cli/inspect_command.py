@@ -50,10 +50,11 @@ def inspect(
       coachhook inspect my-edits --texts articles.txt
     """
     with one_line_errors():
-        from coachhook.saved_edits import read_edits
+        from coachhook.saved_edits import check_files, read_edits
 
         sample = read_sample(texts or [])
         saved = read_edits(directory)
+        check_files(directory, saved)
         requests = [] if step is None else list(saved.first(step, directory)[-1].read(directory).requests)
         rows = _steps(saved, directory)
         firing = _firing(directory, base, device, sample) if texts else None

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from coachhook.cli.console import console, print_json
-from coachhook.cli.shared import EditsArgument, JsonOption, folder_bytes, one_line_errors
+from coachhook.cli.shared import EditsArgument, JsonOption, folder_bytes, one_line_errors, only_writer
 
 
 def rollback(
@@ -26,8 +26,10 @@ def rollback(
         from coachhook.needs import size
         from coachhook.saved_edits import read_edits, truncate_edits
 
-        before = len(read_edits(directory).steps)
-        truncate_edits(directory, to)
+        read_edits(directory)  # says what is wrong there before anything is made
+        with only_writer(directory):
+            before = len(read_edits(directory).steps)
+            truncate_edits(directory, to)
         total = folder_bytes(directory)
         if as_json:
             print_json({"directory": str(directory), "step": to, "removed_steps": before - to, "bytes": total})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -136,14 +136,27 @@ def read_sample(sources: list[str]) -> list[str]:
     """The first documents of text files, at most 1,000, without empty ones.
 
     Raises:
-        CoachHookError: a file cannot be read.
+        CoachHookError: a file cannot be read, or there is no text in them.
     """
     from coachhook.texts import open_texts
 
     for source in sources:
         if not Path(source).exists():
             raise CoachHookError(f"--texts: {source} is not a file or a folder")
-    return list(islice((text for text in open_texts(sources) if text.strip()), SAMPLE)) if sources else []
+    if not sources:
+        return []
+    sample = list(islice((text for text in open_texts(sources) if text.strip()), SAMPLE))
+    if not sample:
+        raise CoachHookError(f"--texts: there is no text in {', '.join(sources)}; give at least one line")
+    return sample
+
+
+def only_writer(directory: Path) -> AbstractContextManager[None]:
+    """Inside, no other command writes to a directory of edits; one that is at it is waited for."""
+    from coachhook.whole_files import alone
+
+    directory = directory.absolute()
+    return alone(directory.with_name(f".{directory.name}.lock"))
 
 
 def folder_bytes(folder: Path) -> int:

@@ -21,12 +21,13 @@ from coachhook.edit_request import EditRequest
 from coachhook.errors import CoachHookError
 from coachhook.gates import NoGate
 from coachhook.hooks import HookLayers
+from coachhook.switch import Switch
 
 
 class MethodConfig(BaseModel):
     """Hyper-parameters that every method has. Unknown names are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     layers: tuple[int, ...] = Field(min_length=1, description="edited layers, ascending")
     seed: int = Field(0, description="seed of everything random in the method")
@@ -173,7 +174,7 @@ class HookLayerMethod(Method):
             hook.reset()
 
     def disabled(self) -> AbstractContextManager[None]:
-        return self.hooks.modes("off")
+        return self.hooks.disabled()
 
     def close(self) -> None:
         self.hooks.close()
@@ -186,18 +187,16 @@ class HookLayerMethod(Method):
 
 
 class ForwardHookMethod(Method):
-    """A method that answers through forward hooks of its own, which look at `_enabled` first."""
+    """A method that answers through forward hooks of its own, which look at `_switch` first."""
 
-    _enabled = True
     _handles: Sequence[RemovableHandle] = ()
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        before, self._enabled = self._enabled, False
-        try:
-            yield
-        finally:
-            self._enabled = before
+    def __init__(self, model, tokenizer, config, covariance=None, *files):
+        super().__init__(model, tokenizer, config, covariance, *files)
+        self._switch = Switch()
+
+    def disabled(self) -> AbstractContextManager[None]:
+        return self._switch.off()
 
     def close(self) -> None:
         for handle in self._handles:

@@ -234,7 +234,7 @@ class Grace(ForwardHookMethod):
         self.codebook.values = values.index_put(place, value.detach())
 
     def _answer(self, keys: Float[Tensor, "batch time m"], output: Float[Tensor, "batch time d"]) -> Tensor | None:
-        if not self._enabled or not len(self.codebook):
+        if not self._switch.on or not len(self.codebook):
             return None
         self.codebook.move(keys.device)
         fired = self.codebook.fired(keys)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Literal
 
@@ -23,6 +23,7 @@ from coachhook.architectures import ArchitectureError
 from coachhook.edit_request import EditRequest
 from coachhook.editors.base import Method, MethodConfig, Update
 from coachhook.editors.fine_tuning import TargetLoss, minimise
+from coachhook.switch import Switch
 
 _ADAPTER = "edits"
 
@@ -88,6 +89,7 @@ class Lora(Method):
                 layer.lora_B.float()
         self._start = self._snapshot()
         self._step = 0
+        self._switch = Switch(self._enable)
 
     def edit(self, requests: Sequence[EditRequest]) -> Update:
         before = self._snapshot()
@@ -107,16 +109,8 @@ class Lora(Method):
         self._put(self._start)
         self._step = 0
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        enabled = [layer for layer in self._layers.values() if not layer.disable_adapters]
-        for layer in enabled:
-            layer.enable_adapters(False)
-        try:
-            yield
-        finally:
-            for layer in enabled:
-                layer.enable_adapters(True)
+    def disabled(self) -> AbstractContextManager[None]:
+        return self._switch.off()
 
     def close(self) -> None:
         self._handle.remove()
@@ -129,6 +123,10 @@ class Lora(Method):
 
     def state_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self._adapter().values())
+
+    def _enable(self, enabled: bool) -> None:
+        for layer in self._layers.values():
+            layer.enable_adapters(enabled)
 
     def _targets(self) -> dict[str, nn.Module]:
         """The modules to adapt, by their names in the model."""

@@ -136,7 +136,7 @@ class Serac(ForwardHookMethod, TrainedMethod):
     @torch.no_grad()
     def _answer(self, module: nn.Module, args: tuple, kwargs: dict, output):
         """Put the counterfactual model's hidden states where a text is in scope."""
-        if not self._enabled or not self._memory:
+        if not self._switch.on or not self._memory:
             return None
         text = self._seen.read(args, kwargs, output)
         self._move(text.ids.device)

@@ -249,7 +249,7 @@ class Wise(ForwardHookMethod):
         if self._trained is not None:
             return (output + self._trained).to(output.dtype)
         keys, memories = keys.float(), self.memories
-        if not self._enabled or not memories:
+        if not self._switch.on or not memories:
             return None
         for memory in memories:
             memory.move(keys.device)

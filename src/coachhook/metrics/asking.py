@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coachhook.architectures import ModelParts
 from coachhook.edit_request import RequestError
+from coachhook.edited_model import evaluating
 from coachhook.metrics.protocols import EASYEDIT, GENERATE, Answers, Columns, Protocol
 from coachhook.metrics.questions import KINDS, Question
 from coachhook.metrics.rome import Rome
@@ -75,7 +76,8 @@ def _ask(
     owners = [question for question in asked for _ in protocol.candidates(question)]
     rows = _encode(parts, tokenizer, owners, [text for question in asked for text in protocol.candidates(question)])
     chosen = [row for question, row in zip(owners, rows, strict=True) if question.kind in kinds]
-    found = iter(protocol.read(parts, chosen, pad_id(tokenizer)))
+    with evaluating(model):
+        found = iter(list(protocol.read(parts, chosen, pad_id(tokenizer))))
     return [
         sum((next(found) for _ in protocol.candidates(question)), ()) if question.kind in kinds else ()
         for question in asked
