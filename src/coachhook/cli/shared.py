@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -156,7 +157,8 @@ def only_writer(directory: Path) -> AbstractContextManager[None]:
     from coachhook.whole_files import alone
 
     directory = directory.absolute()
-    return alone(directory.with_name(f".{directory.name}.lock"))
+    beside = os.access(directory.parent, os.W_OK) or not directory.is_dir()
+    return alone((directory.parent if beside else directory) / f".{directory.name}.lock")
 
 
 def folder_bytes(folder: Path) -> int:
