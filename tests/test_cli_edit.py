@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from coachhook import Editor, read_requests
 from coachhook.cli.edit_choice import DEFAULT_METHOD
+from coachhook.cli.shared import only_writer
 from coachhook.requests import write_requests
 
 OPTIONS = {
@@ -197,12 +198,17 @@ def test_a_sample_without_text_is_refused(folder):
 def test_two_commands_on_one_directory_wait_for_each_other(folder, requests):
     done(*folder.edit(folder.model, 1, folder / "edits"))
     program = "import sys; from coachhook.cli import app; app(sys.argv[1:])"
-    commands = [map(str, folder.edit(folder / "edits", week, folder / "edits")) for week in (2, 3)]
-    started = [subprocess.Popen([sys.executable, "-c", program, *command]) for command in commands]
-    assert [process.wait(300) for process in started] == [0, 0]
+    command = map(str, folder.edit(folder / "edits", 3, folder / "edits"))
+    with only_writer(folder / "edits"):
+        other = subprocess.Popen([sys.executable, "-c", program, *command], stderr=subprocess.PIPE, text=True)
+        assert any("another process is at this work; waiting" in line for line in other.stderr)
+        editor = Editor.from_pretrained(folder / "edits", covariance=folder.covariance)
+        editor.edit(requests[2:4])
+        editor.save_pretrained(folder / "edits")
+    assert other.wait(300) == 0
+    other.stderr.close()
     journal = Editor.from_pretrained(folder / "edits").journal
-    assert journal[0].requests == tuple(requests[:2])
-    assert {step.requests for step in journal[1:]} == {tuple(requests[2:4]), tuple(requests[4:])}
+    assert [step.requests for step in journal] == [tuple(requests[start : start + 2]) for start in (0, 2, 4)]
     assert not list(folder.path.glob(".*lock"))
 
 

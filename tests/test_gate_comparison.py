@@ -232,7 +232,7 @@ def test_it_says_where_the_base_model_itself_recalls(inputs, requests, tokenizer
     known[-1] = replace(known[-1], target_true=None)
     drawn = draw_requests(known, 6, 3)
     asked = [request for request in drawn if request.target_true is not None]
-    rows = compare_gates(config("coachhook-leverage", **OWN), known, *inputs, TEXTS, device="cpu")
+    rows = compare_gates(config("coachhook", alpha=1.4), known, *inputs, TEXTS, device="cpu")
     found = {}
     for count in (0, 5):
         right = []
