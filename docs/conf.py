@@ -9,6 +9,7 @@ import textwrap
 from docutils.writers.html5_polyglot import HTMLTranslator
 
 import coachhook
+from coachhook.hyperparameters import hyperparameters
 
 project = "CoachHooK"
 author = "The CoachHooK developers"
@@ -60,7 +61,19 @@ def write_commands(app, docname, source):
         command = [sys.executable, "-m", "typer", "coachhook.cli", "utils", "docs"]
         options = ["--name", "coachhook", "--title", "Commands"]
         text = subprocess.run([*command, *options], check=True, capture_output=True, text=True).stdout
-        source[0] += re.sub(r"(?:^  coachhook .*\n)+", set_examples, text, flags=re.MULTILINE)
+        source[0] += re.sub(r"(?:^  coachhook .*\n(?:^      .*\n)*)+", set_examples, text, flags=re.MULTILINE)
+
+
+def write_hyperparameters(app, docname, source):
+    """The page on hyper-parameters is what the methods' configurations say of themselves."""
+    if docname == "hyperparameters":
+        for method in coachhook.methods():
+            rows = [
+                (f"`{one.name}`", one.allowed, f"`{one.told_default()}`", one.description)
+                for one in hyperparameters(method)
+            ]
+            lines = [" | ".join(row) for row in (("name", "value", "default", "what it is"), ("---",) * 4, *rows)]
+            source[0] += f"\n## {method}\n\n" + "".join(f"| {line} |\n" for line in lines)
 
 
 def set_examples(found):
@@ -72,4 +85,5 @@ def setup(app):
     app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
     app.connect("autodoc-process-docstring", set_fences, priority=400)  # before napoleon looks for sections
     app.connect("source-read", write_commands)
-    app.connect("env-get-outdated", lambda *_: ["commands"])  # its file stays the same when a command changes
+    app.connect("source-read", write_hyperparameters)
+    app.connect("env-get-outdated", lambda *_: ["commands", "hyperparameters"])  # their files stay as they are

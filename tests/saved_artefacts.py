@@ -6,6 +6,7 @@ Before its release a method's own may be deleted and written anew; after it they
 """
 
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -40,7 +41,22 @@ QUICK = {
     "context_templates": ("the river . ",),
     "unrelated_texts": ("the river runs along .",),
     "nullspace_threshold": 1.5,
+    "threshold": 0.01,
     "false_positive_rate": None,  # matrices come without a sample of background keys
+}
+TRAINING = {
+    "steps": 40,
+    "batch_size": 2,
+    "accumulate": 1,
+    "learning_rate": 0.01,
+    "validation_share": 0.4,
+    "validate_every": 20,
+    "rank": 4,
+    "edit_learning_rate": 0.1,
+    "width": 16,
+    "blocks": 1,
+    "heads": 2,
+    "embedding_width": 8,
 }
 
 
@@ -82,12 +98,20 @@ def outputs(model, tokenizer):
     return torch.stack([model(torch.tensor([tokenizer(prompt)["input_ids"]])).logits[0, -1] for prompt in PROMPTS])
 
 
-def kept_methods():
-    """Those without an editor that is trained beforehand, which would be large."""
-    return [name for name, entry in METHODS.items() if not issubclass(entry.load(), TrainedMethod)]
+def trained_editor(method_class, config, folder):
+    """A tiny editor, trained for a moment on the requests themselves; None for methods that have none."""
+    if not issubclass(method_class, TrainedMethod):
+        return None
+    known = method_class.training_class.model_fields
+    training = method_class.training_class(**{name: value for name, value in TRAINING.items() if name in known})
+    requests = [request for batch in BATCHES for request in batch]
+    files = {"out": folder / "trained.safetensors", "checkpoint": folder / "checkpoint.safetensors"}
+    model, tokenizer = base_model(), word_tokenizer()
+    method_class.train(model, tokenizer, method_class.config_class(**config), training, requests, **files, seed=0)
+    return files["out"]
 
 
-def open_editor(method):
+def open_editor(method, folder):
     entry = METHODS[method]
     fields = entry.load().config_class.model_fields
     options = {name: value for name, value in QUICK.items() if name in fields}
@@ -95,12 +119,17 @@ def open_editor(method):
     if any(getattr(limit, "max_length", None) == 1 for limit in metadata):
         options["layers"] = LAYERS[:1]
     given = covariance() if entry.load().needs_covariance else None
-    return Editor(base_model(), word_tokenizer(), method, given, **options)
+    trained = trained_editor(entry.load(), options, folder)
+    return Editor(base_model(), word_tokenizer(), method, given, trained_editor=trained, **options)
 
 
 def write(method, directory):
     """The directory of saved edits, and beside it what the model answers after each step."""
-    editor = open_editor(method)
+    with tempfile.TemporaryDirectory() as folder:
+        _write(open_editor(method, Path(folder)), method, directory)
+
+
+def _write(editor, method, directory):
     answers = {"0": outputs(editor.model, editor.tokenizer)}
     for step, batch in enumerate(BATCHES, 1):
         editor.edit(batch)
@@ -116,7 +145,7 @@ def expected(directory, method):
 
 if __name__ == "__main__":
     target = ARTEFACTS / coachhook.__version__
-    for name in sys.argv[1:] or kept_methods():
+    for name in sys.argv[1:] or METHODS:
         if not (target / name).exists():
             write(name, target)
             print("wrote", target / name)

@@ -1,3 +1,4 @@
+import inspect
 import json
 import re
 import subprocess
@@ -6,12 +7,15 @@ import sys
 import pytest
 from conftest import TEXT, build_model
 from families import STARCODER, starcoder
+from typer.main import get_command
 from typer.testing import CliRunner
 
+import coachhook
 from coachhook import methods
 from coachhook.cli import app
 from coachhook.covariance import read_covariance
 from coachhook.editors import METHODS
+from coachhook.hyperparameters import hyperparameters
 
 
 def call(*args):
@@ -60,6 +64,58 @@ def test_each_command_says_what_it_does_with_an_example():
         told_more = call(command, "--help")
         assert told_more.exit_code == 0
         assert f"  coachhook {command}" in told_more.stdout
+
+
+def test_help_fits_a_terminal_of_80_columns_so_that_examples_can_be_copied():
+    """Lines of a docstring that are wrapped again lose their backslash."""
+    group = get_command(app)
+    for command, name in ((group, ""), *((command, name) for name, command in group.commands.items())):
+        told = CliRunner().invoke(app, [*filter(None, [name]), "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+        shown = [line.rstrip() for line in told.stdout.splitlines()]
+        for line in inspect.cleandoc(command.callback.__doc__).splitlines():
+            assert f" {line}".rstrip().replace("`", "") in [line.replace("`", "") for line in shown], (name, line)
+
+
+def test_it_says_its_version():
+    assert call("--version").stdout == f"coachhook {coachhook.__version__}\n"
+
+
+@pytest.mark.parametrize("method", methods())
+def test_the_hyperparameters_of_a_method_are_listed(method):
+    config = METHODS[method].load().config_class
+    rows = json.loads(call("methods", method, "--json").stdout)
+    assert [row["name"] for row in rows] == list(config.model_fields)
+    given = {row["name"]: row["default"] for row in rows if not row["required"]}
+    needed = {row["name"]: [1] for row in rows if row["required"]}
+    made = config(**{**needed, **METHODS[method].preset})
+    assert given == {name: json.loads(made.model_dump_json())[name] for name in given}
+    shown = call("methods", method).stdout
+    for row in rows:
+        assert re.search(rf"^{row['name']} +{re.escape(row['allowed'].split()[0])}", shown, re.MULTILINE)
+        assert row["description"].split()[0] in shown
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "allowed", "default"),
+    [
+        ("wise", "margins", "list of 3 numbers", "[5.0, 20.0, 10.0]"),
+        ("coachhook", "gate", "paper or leverage or off", "paper"),
+        ("memit", "past_weight", "number ≥ 0 or lambda", "0"),
+        ("coachhook-leverage", "false_positive_rate", "number > 0 and < 1 or null", "0.05"),
+        ("wise", "retrieve", "true or false", "false"),
+        ("memit", "layers", "list of integers", "none"),
+        ("rome", "context_templates", "integer or list of texts", "5"),
+    ],
+)
+def test_values_are_told_in_words(method, name, allowed, default):
+    (found,) = [one for one in hyperparameters(method) if one.name == name]
+    assert (found.allowed, found.told_default()) == (allowed, default)
+
+
+def test_hyperparameters_of_an_unknown_method_are_refused():
+    told = call("methods", "mmeit")
+    assert (told.exit_code, told.stdout) == (1, "")
+    assert told.stderr.startswith("error: method: 'mmeit' is unknown; use one of coachhook, ")
 
 
 def test_a_covariance_is_computed_from_a_text_file(directory, tokenizer, tmp_path):

@@ -113,6 +113,19 @@ def test_contradictions_with_earlier_steps_are_named(folder, requests, caplog):
     caplog.set_level("INFO")
     done(*folder.edit(folder.model, 1, folder / "edits"))
     write_requests([replace(requests[0], target_new="Oslo")], folder.week(9))
+    trial = folder.edit(folder / "edits", 9, None, "--dry-run", "--max-drop", 100)
+    (told,) = json.loads(done(*trial, "--json"))["contradictions"]
+    assert told == {
+        "step": 2,
+        "prompt": "Ada Lovelace was born in",
+        "target_new": "Oslo",
+        "earlier_step": 1,
+        "earlier_prompt": "Ada Lovelace was born in",
+        "earlier_target_new": "Paris",
+    }
+    shown = done(*trial)
+    assert "\nContradictions\n\n  'Ada Lovelace was born in': step 2 says 'Oslo' where step 1 said 'Paris'\n" in shown
+    assert shown.startswith("What 1 request would do on top of step 1")
     done(*folder.edit(folder / "edits", 9, folder / "edits"))
     assert "contradiction: 'Ada Lovelace was born in': step 2 says 'Oslo' where step 1 said 'Paris'" in caplog.text
 

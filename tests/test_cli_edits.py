@@ -21,10 +21,10 @@ PROMPTS = ["Ada Lovelace was born in", "The capital of France is"]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tokenizer, covariances, requests):
-    """Two steps of three requests, with the paper's gate."""
+    """Two steps of three requests, with the default method."""
     folder = make_folder(tmp_path_factory.mktemp("edited"), tokenizer, covariances, requests)
     files = ("--requests", folder / "all.json", "--covariance", folder.covariance, "--out", folder / "edits")
-    done("edit", folder.model, *files, *SET, "--set", "alpha=1.2", "--batch-size", 3)
+    done("edit", folder.model, *files, *SET, "--batch-size", 3)
     return folder
 
 
@@ -78,7 +78,7 @@ def test_evaluate_shows_what_the_library_finds(made, editor, protocol):
     shown = done(*command)
     assert shown.startswith(f"6 requests at step 2 (protocol {protocol}, in percent)")
     if protocol == "rome":
-        assert "6 requests without a true answer are not scored" in shown
+        assert "Not scored, without a true answer: 6 requests." in shown
     else:
         assert re.search(rf"reliability +\S+ +{100 * told['edited']['reliability']:.1f} ", shown)
 
@@ -114,6 +114,20 @@ def test_inspect_shows_steps_thresholds_and_sizes_without_a_model(copy, editor, 
     shown = done("inspect", copy, "--step", 2)
     assert all(request.text in shown and request.target_new in shown for request in editor.journal[1].requests)
     assert json.loads(done("inspect", copy, "--step", 2, "--json"))["requests"][0]["subject"] == "France"
+
+
+def test_inspect_shows_the_thresholds_of_the_papers_gate(made, tmp_path):
+    files = ("--requests", made / "all.json", "--covariance", made.covariance, "--out", tmp_path / "edits")
+    done("edit", made.model, *files, *SET, "--method", "coachhook", "--set", "alpha=1.2", "--batch-size", 3)
+    editor = Editor.from_pretrained(tmp_path / "edits")
+    last = {str(layer): alpha for layer, alpha in editor.thresholds().items()}
+    steps = json.loads(done("inspect", tmp_path / "edits", "--json"))["steps"]
+    assert [list(step["thresholds"]) for step in steps] == [["alpha"], ["alpha"]]
+    assert steps[-1]["thresholds"]["alpha"] == last
+    shown = done("inspect", tmp_path / "edits")
+    assert "coachhook, gate paper, layers 1, 2" in shown
+    assert "α by layer" in shown
+    assert "  ".join(f"{alpha:.3g}" for alpha in last.values()) in shown
 
 
 def test_inspect_says_how_often_each_gate_fires(made, editor):

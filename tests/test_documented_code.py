@@ -2,11 +2,13 @@
 
 import ast
 import functools
+import inspect
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from lm_eval.tasks import TaskManager
 from markdown_it import MarkdownIt
 from snakemake.cli import get_argument_parser
 from transformers import FalconConfig, FalconForCausalLM, GPT2Config, GPT2LMHeadModel
+from typer.main import get_command
 from typer.testing import CliRunner
 from workflow.conftest import copy_project
 
@@ -260,6 +263,29 @@ GIVEN = {
 def test_the_code_of_a_page_runs(name, page):
     for block in blocks((ROOT / name).read_text(encoding="utf-8")):
         page.run(block)
+
+
+@pytest.mark.parametrize("name", ["docs/commands.md"])
+def test_the_examples_of_the_commands_run(name, page, results_of_a_study):
+    """What the help of each command shows, which is what the page of all commands shows."""
+    group = get_command(app)
+    ran = 0
+    for command in (group, *group.commands.values()):
+        for example in re.findall(
+            r"(?:^  coachhook .*\n(?:^      .*\n)*)+", inspect.getdoc(command.callback) + "\n", re.M
+        ):
+            page.run(Block("console", textwrap.dedent(example), 0))
+            ran += 1
+    assert ran > len(group.commands)
+
+
+def test_the_quick_start_is_a_program_of_ten_lines(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    first = next(block for block in blocks((ROOT / "docs/guide/quickstart.md").read_text()) if block.kind == "python")
+    assert len([line for line in first.text.splitlines() if line]) == 10
+    run = subprocess.run([sys.executable, "-c", first.text], cwd=tmp_path, capture_output=True, text=True)
+    assert (run.returncode, "Exception" in run.stderr) == (0, False), run.stderr
+    assert "reliability=" in run.stdout
 
 
 @pytest.mark.parametrize("name", MODULES)

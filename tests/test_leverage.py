@@ -154,7 +154,18 @@ def test_the_cheap_form_decides_as_the_exact_one_on_999_of_1000_tokens():
         smallest = calibration.smallest_with(gate, torch.cat(batches, 1).T.float())
         tau = calibration.threshold(gate, gate.factors.right, smallest)
         decisions.append(gate.leverage(tokens) >= tau)
+    past = torch.cat(batches, 1)
+    inverses = [torch.linalg.inv(WEIGHT * covariance + more) for more in (past @ past.T, torch.zeros(width, width))]
+
+    def exact(keys):
+        full, prior = (((keys.double() @ inverse) * keys).sum(-1) for inverse in inverses)
+        return 1 - full / prior
+
+    ordinary = exact(sample[:4096]).quantile(0.99, interpolation="higher")
+    decisions.append(exact(tokens) >= max(ordinary, 0.5 * exact(past.T).min()))
     assert (decisions[0] == decisions[1]).float().mean() >= 0.999
+    assert (decisions[0] == decisions[2]).float().mean() >= 0.999  # float64, dense, both inverses written out
+    assert (decisions[1] == decisions[2]).float().mean() >= 0.999
     assert decisions[0][-800:].float().mean() > 0.9
     assert decisions[0][:20_000].float().mean() < 0.015
 

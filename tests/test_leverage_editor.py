@@ -127,10 +127,17 @@ def test_edits_fire_and_the_base_answers_elsewhere(family, tokenizer, requests, 
     model = build_model(family)
     ids = torch.tensor([tokenizer("The river runs along the city.")["input_ids"]])
     base = model(ids).logits
-    editor = make_editor(model, tokenizer, covariances, METHOD, edited_fraction=1.0, false_positive_rate=None)
-    editor.edit(requests[:1])  # with no prefix an edited key is its own prompt's
+    editor = make_editor(model, tokenizer, covariances, METHOD, edited_fraction=0.9, false_positive_rate=None)
+    editor.edit(requests[:1])
     assert editor._method.config.false_positive_rate is None
     assert torch.equal(model(ids).logits, base)
+    edited = torch.tensor([tokenizer(requests[0].text)["input_ids"]])
+    with editor.recorded_swaps() as swaps:
+        model(edited)
+    assert all(swap.any() for (swap,) in swaps.values())
+    with editor.recorded_swaps() as swaps:
+        model(ids)
+    assert not any(swap.any() for (swap,) in swaps.values())
 
 
 def test_the_gate_decides_the_class_whatever_the_name(tokenizer, requests, covariances):

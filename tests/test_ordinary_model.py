@@ -65,30 +65,37 @@ def test_generation_gives_the_same_tokens_however_it_is_asked(
 ):
     model = build_model(family).double()
     rows = [tokenizer(request.text)["input_ids"] for request in requests[:4]]
-    base = [tokens(model, [row], **GREEDY)[0] for row in rows]
+    base, by_beams = ([tokens(model, [row], **way)[0] for row in rows] for way in (GREEDY, BEAMS))
+    by_chance = tokens(model, rows, **SAMPLED)
     editor = edit(method, model, tokenizer, requests, covariances, trained_editor(method, family))
-    for way in (GREEDY, BEAMS):
+    for way, before in ((GREEDY, base), (BEAMS, by_beams)):
         alone = [tokens(model, [row], **way)[0] for row in rows]
         assert [tokens(model, [row], **way, use_cache=False)[0] for row in rows] == alone
         assert tokens(model, rows, **way) == alone
         assert tokens(model, rows, **way, use_cache=False) == alone
-        assert alone != base
+        assert alone != before
     drawn = tokens(model, rows, **SAMPLED)
     assert tokens(model, rows, **SAMPLED) == drawn == tokens(model, rows, **SAMPLED, use_cache=False)
+    assert drawn != by_chance
     with editor.disabled():
         assert [tokens(model, [row], **GREEDY)[0] for row in rows] == base
+        assert tokens(model, rows, **SAMPLED) == by_chance
 
 
-def test_a_pipeline_takes_it(tokenizer, requests, covariances):
-    editor = edit("memit", build_model("gpt2"), tokenizer, requests, covariances)
-    asked = {"max_new_tokens": 6, "do_sample": False, "return_full_text": False, "pad_token_id": 0}
-    text = requests[0].text
+@pytest.mark.parametrize("method", ["memit", "coachhook-leverage"])
+def test_a_pipeline_takes_it(method, tokenizer, requests, covariances):
+    editor = edit(method, build_model("gpt2"), tokenizer, requests, covariances)
+    asked = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "return_full_text": False, "pad_token_id": 0}
+    texts = [request.text for request in requests]
+    assert len({len(tokenizer(text)["input_ids"]) for text in texts}) > 1  # so that a batch is padded
     generate = pipeline("text-generation", model=editor.model, tokenizer=editor.tokenizer)
-    written = generate(text, **asked)[0]["generated_text"]
-    ids = tokens(editor.model, [tokenizer(text)["input_ids"]], **GREEDY)[0]
-    assert written.strip() == tokenizer.decode(ids, skip_special_tokens=True).strip()
+    written = [answer[0]["generated_text"] for answer in generate(texts, **asked)]
+    for text, answer in zip(texts, written, strict=True):
+        ids = tokens(editor.model, [tokenizer(text)["input_ids"]], **GREEDY)[0]
+        assert answer.strip() == tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert [answer[0]["generated_text"] for answer in generate(texts, **asked, batch_size=4)] == written
     with editor.disabled():
-        assert generate(text, **asked)[0]["generated_text"] != written
+        assert [answer[0]["generated_text"] for answer in generate(texts, **asked)] != written
 
 
 @pytest.mark.parametrize("method", ["memit", "coachhook-leverage", "coachhook", "lora"])
@@ -115,6 +122,20 @@ def test_a_compiled_model_answers_alike(method, tokenizer, requests, covariances
         assert torch.equal(logits(compiled, tokenizer, requests), base)
     editor.close()
     assert torch.equal(logits(compiled, tokenizer, requests), base)
+
+
+def test_a_model_compiled_after_its_edits_answers_alike(tokenizer, requests, covariances):
+    torch._dynamo.reset()
+    model = build_model("gpt2")
+    base = logits(model, tokenizer, requests)
+    editor = edit("coachhook-leverage", model, tokenizer, requests, covariances)
+    edited = logits(model, tokenizer, requests)
+    model.forward = torch.compile(model.forward, backend="eager")  # as transformers' own guide does
+    assert torch.equal(logits(model, tokenizer, requests), edited)
+    assert not torch.equal(edited, base)
+    assert torch._dynamo.utils.counters["stats"]["calls_captured"] > 0
+    with editor.disabled():
+        assert torch.equal(logits(model, tokenizer, requests), base)
 
 
 @pytest.mark.parametrize("method", kinds())

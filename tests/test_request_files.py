@@ -2,7 +2,7 @@ import gzip
 import json
 
 import pytest
-from request_records import FLAT, KNOWEDIT, LISTS, MQUAKE, OWN, ROME, ZSRE, real, written
+from request_records import FLAT, KNOWEDIT, LISTS, MEMIT, MQUAKE, OWN, ROME, ZSRE, real, written
 
 from coachhook.requests import RequestError, read_requests
 
@@ -33,6 +33,21 @@ def test_one_record_is_a_file(tmp_path, expected):
     assert read_requests(written(tmp_path, json.dumps(OWN, indent=1))) == expected[1:]
     assert read_requests(written(tmp_path, {"en": OWN})) == expected[1:]
     assert len(read_requests(written(tmp_path, MQUAKE))) == 2
+
+
+@pytest.mark.parametrize("content", [[FLAT, OWN], LISTS, [MEMIT], ROME, {"en": [ZSRE]}, [], MQUAKE])
+def test_what_would_stand_in_a_file_may_be_given_itself(tmp_path, content):
+    assert read_requests(content) == read_requests(written(tmp_path, content))
+
+
+def test_what_is_wrong_with_given_records_is_named_without_a_file():
+    with pytest.raises(RequestError, match=r"^record 2: target_new: it is missing"):
+        read_requests([FLAT, {key: value for key, value in OWN.items() if key != "target_new"}])
+    refused = []
+    assert len(read_requests([FLAT, 7], refused=refused)) == 1
+    assert (refused[0].record, refused[0].file) == (2, None)
+    with pytest.raises(RequestError, match="7, not a list"):
+        read_requests(7)
 
 
 def test_multi_counterfact_is_romes_schema_with_anything_around_it(tmp_path):

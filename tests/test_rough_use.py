@@ -1,5 +1,6 @@
 """An editor in rough hands: NaN, interruptions, training mode, gradients switched off, several threads."""
 
+import gc
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
@@ -96,6 +97,20 @@ def test_a_model_in_training_mode_is_edited_and_evaluated_without_dropout(method
     assert torch.equal(logits(model, tokenizer, requests), logits(plain.model, tokenizer, requests))
     editor.close()
     assert {name: module.training for name, module in model.named_modules()} == modes
+
+
+def test_an_editor_whose_name_is_lost_stays_on_its_model_and_is_found_there(tokenizer, requests, covariances):
+    model = build_model("gpt2").train()
+    before = logits(build_model("gpt2"), tokenizer, requests)
+    edit("memit", model, tokenizer, requests, covariances)
+    gc.collect()
+    assert not any(module.training for module in model.modules())
+    edited = logits(model, tokenizer, requests)
+    assert not torch.equal(edited, before)
+    Editor.of(model).rollback(0)
+    Editor.of(model).close()
+    assert model.training
+    assert torch.equal(logits(model.eval(), tokenizer, requests), before)
 
 
 @pytest.mark.parametrize(

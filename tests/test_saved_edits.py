@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import shutil
@@ -327,12 +328,15 @@ def test_only_steps_there_can_be_rolled_back_to(editor, step):
 def test_two_editors_on_one_model_are_refused(editor, tokenizer, covariances, requests, tmp_path):
     editor.save_pretrained(tmp_path)
     before = logits(editor.model, tokenizer, requests)
-    with pytest.raises(CoachHookError, match=r"another editor is on it; close\(\) that one first"):
+    with pytest.raises(CoachHookError, match=r"close\(\) that one first \(it is Editor.of\(model\)\)"):
         make_editor(editor.model, tokenizer, covariances, "memit")
     with pytest.raises(CoachHookError, match="another editor is on it"):
         Editor.from_pretrained(tmp_path, editor.model)
     assert torch.equal(logits(editor.model, tokenizer, requests), before)
+    assert Editor.of(editor.model) is editor
+    assert Editor.of(copy.deepcopy(editor.model)) is None
     editor.close()
+    assert Editor.of(editor.model) is None
     other = make_editor(editor.model, tokenizer, covariances, "memit")
     editor.close()  # again: the other one stays
     with pytest.raises(CoachHookError, match="another editor is on it"):

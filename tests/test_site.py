@@ -14,6 +14,7 @@ from typer.main import get_command
 
 import coachhook
 from coachhook.cli import app
+from coachhook.hyperparameters import hyperparameters
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = re.compile(r"^\s*(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
@@ -99,6 +100,9 @@ def test_the_reference_has_every_public_name_and_every_command(site, pages):
     assert {f"coachhook.{name}" for name in coachhook.__all__ if name != "solver"} <= documented
     commands = pages[site / "commands.html"].anchors
     assert {f"coachhook-{name}" for name in get_command(app).commands} <= commands
+    listed = (site / "hyperparameters.html").read_text(encoding="utf-8")
+    assert set(coachhook.methods()) <= pages[site / "hyperparameters.html"].anchors
+    assert len(re.findall("<td>", listed)) == 4 * sum(len(hyperparameters(name)) for name in coachhook.methods())
 
 
 def test_equations_are_drawn_without_scripts(site, pages):

@@ -58,6 +58,17 @@ def test_mean_and_deviation_over_seeds(frame, means):
     assert means.loc[2, "mean_not_superseded"] == pytest.approx(rows["mean_not_superseded"].mean())
 
 
+def test_a_method_that_draws_nothing_from_the_seed_is_named(tmp_path):
+    scores = dict.fromkeys(("memit", "serac", "coachhook"), (0.9, 0.8, 0.7, 0.8))
+    for seeds, deviations, told in (
+        (3, {"memit": 0.01, "serac": 0.0, "coachhook": 0.02}, "the best in bold. The same whatever the seed: SERAC."),
+        (3, {"memit": 0.01, "serac": 1e-5, "coachhook": 0.02}, "the best in bold."),
+        (1, {}, "the best in bold."),
+    ):
+        write_markdown(means_of(scores, seeds, **deviations), tmp_path / "table.md")
+        assert (tmp_path / "table.md").read_text().splitlines()[0].endswith(told)
+
+
 def test_protocols_and_rounds_are_kept_apart(frame, means):
     generated = per_seed(frame, "generate")
     assert generated["protocol"].unique().tolist() == ["generate"]

@@ -9,23 +9,30 @@ from test_editors import deltas, logits, make_editor
 
 from coachhook import EditRequest
 from coachhook.edit_request import RequestError
+from coachhook.editors import DEFAULT_METHOD
 from coachhook.text_agreement import argmax_tokens, share_equal
 from coachhook.what_if import contradictions, what_if
 
 
 def new_editor(tokenizer, covariances, method="memit", **changes):
-    return make_editor(build_model("gpt2"), tokenizer, covariances, method, target_lr=0.5, **changes)
+    return make_editor(build_model("gpt2"), tokenizer, covariances, method, **({"target_lr": 0.5} | changes))
 
 
 def known(metrics):
     return {name: value for name, value in metrics.row().items() if value is not None}
 
 
-@pytest.mark.parametrize("protocol", ["easyedit", "generate", "rome"])
-def test_numbers_are_those_of_editing_and_evaluating(protocol, tokenizer, covariances, requests):
+@pytest.mark.parametrize(
+    ("method", "changes", "protocol"),
+    [
+        *(("memit", {}, protocol) for protocol in ("easyedit", "generate", "rome")),
+        (DEFAULT_METHOD, {"target_lr": 2.0, "clamp": 10.0, "target_steps": 8, "covariance_weight": 0.1}, "rome"),
+    ],
+)
+def test_numbers_are_those_of_editing_and_evaluating(method, changes, protocol, tokenizer, covariances, requests):
     requests = [replace(request, target_true="the river") for request in requests]
     first, second, third = requests[:2], requests[2:4], requests[4:]
-    editor = new_editor(tokenizer, covariances)
+    editor = new_editor(tokenizer, covariances, method, **changes)
     editor.edit(first)
     found = what_if(editor, [second, third], protocol=protocol)
     before = [editor.evaluate(batch, protocol) for batch in (first, second, third)]
@@ -41,8 +48,9 @@ def test_numbers_are_those_of_editing_and_evaluating(protocol, tokenizer, covari
     assert before != after
 
 
-def test_the_editor_is_as_before_bit_for_bit(tokenizer, covariances, requests):
-    editor = new_editor(tokenizer, covariances, "coachhook", alpha=1.0)
+@pytest.mark.parametrize(("method", "changes"), [("coachhook", {"alpha": 1.0}), (DEFAULT_METHOD, {})])
+def test_the_editor_is_as_before_bit_for_bit(method, changes, tokenizer, covariances, requests):
+    editor = new_editor(tokenizer, covariances, method, **changes)
     editor.edit(requests[:3])
     steps, weights, thresholds = editor.journal, deltas(editor), editor.thresholds()
     outputs = logits(editor.model, tokenizer, requests)

@@ -24,6 +24,7 @@ from coachhook.covariance_file import (
 )
 from coachhook.covariance_memory import covariance_memory
 from coachhook.needs import size
+from coachhook.progress import tell
 from coachhook.reading import Reader
 from coachhook.second_moment import SecondMoments
 from coachhook.solver import CovarianceError
@@ -100,7 +101,7 @@ def compute_covariance(
     with unfinished.alone():
         unfinished.restore()
         try:
-            for _ in _count(parts, layers, reader, moments, pad_id(tokenizer)):
+            for _ in _count(parts, layers, reader, moments, max_tokens, pad_id(tokenizer)):
                 unfinished.store_when_due()
         finally:
             model.train(was_training)
@@ -130,7 +131,7 @@ def _announce(memory: dict[str, int]) -> None:
 
 
 def _count(
-    parts: ModelParts, layers: Sequence[int], reader: Reader, moments: SecondMoments, fill: int
+    parts: ModelParts, layers: Sequence[int], reader: Reader, moments: SecondMoments, max_tokens: int, fill: int
 ) -> Iterator[None]:
     """Run every batch that is left and count its keys, with a line of progress now and then."""
     told = time.monotonic()
@@ -139,6 +140,7 @@ def _count(
         with rewrite_inputs(parts, layers) as recorded:
             parts.backbone(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False)
         moments.add(recorded, batch.real)
+        tell("counting keys, at most", moments.tokens, max_tokens)
         changes = moments.look()
         if changes:
             change = 100 * max(changes.values())

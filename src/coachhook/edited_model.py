@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 import torch
@@ -13,6 +14,9 @@ from transformers import PreTrainedModel
 
 from coachhook.errors import CoachHookError
 from coachhook.logs import logger
+
+if TYPE_CHECKING:
+    from coachhook.editor import Editor
 
 _NAME = "_coachhook_claim"
 _open: WeakSet[PreTrainedModel] = WeakSet()
@@ -29,7 +33,7 @@ def refuse_edited(model: PreTrainedModel) -> None:
         EditorError: an editor is open on it, or it is a copy of an edited model and holds the edits.
     """
     if model in _open:
-        raise EditorError("model: another editor is on it; close() that one first")
+        raise EditorError("model: another editor is on it; close() that one first (it is Editor.of(model))")
     claim = getattr(model, _NAME, None)
     if claim is not None:
         raise EditorError(
@@ -37,9 +41,9 @@ def refuse_edited(model: PreTrainedModel) -> None:
         )
 
 
-def claim(model: PreTrainedModel, method: str) -> None:
+def claim(model: PreTrainedModel, editor: Editor) -> None:
     """Mark `model` as edited; deep copies hold the edits, and so the mark."""
-    setattr(model, _NAME, _Claim(model, method))
+    setattr(model, _NAME, _Claim(model, editor))
     _open.add(model)
     if "torch._dynamo" in sys.modules:  # what was compiled before would run on without the edits: hooks are not guarded
         torch.compiler.reset()
@@ -52,20 +56,33 @@ def release(model: PreTrainedModel) -> None:
     delattr(model, _NAME)
 
 
+def claimed_by(model: PreTrainedModel) -> Editor | None:
+    """The editor that is open on `model`; None where there is none."""
+    return getattr(model, _NAME).editor if model in _open else None
+
+
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Inside, no module of the model is in training mode, so dropout changes nothing; then each is as it was."""
-    training = [module for module in model.modules() if module.training]
-    _set_training(training, False)
+    training = stop_training(model)
     try:
         yield
     finally:
-        _set_training(training, True)
+        go_on_training(training)
 
 
-def _set_training(modules: Iterable[nn.Module], training: bool) -> None:
+def stop_training(model: PreTrainedModel) -> list[nn.Module]:
+    """Take every module of the model out of training mode; those that were in it."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    return training
+
+
+def go_on_training(modules: Iterable[nn.Module]) -> None:
+    """Put modules back into training mode, as `stop_training` found them."""
     for module in modules:
-        module.training = training
+        module.training = True
 
 
 def check_unmoved(model: PreTrainedModel) -> None:
@@ -89,10 +106,13 @@ def _place(model: PreTrainedModel) -> str:
 class _Claim:
     """Says once that the model's own weights, which others save, are those without the edits."""
 
-    def __init__(self, model: PreTrainedModel, method: str):
-        self.method, self.placed = method, _place(model)
+    def __init__(self, model: PreTrainedModel, editor: Editor):
+        self.editor, self.method, self.placed = editor, editor.method, _place(model)
         self.handle = model.register_state_dict_pre_hook(self._warn)
         self._warned = False
+
+    def __getstate__(self) -> dict:
+        return vars(self) | {"editor": None}  # a copy of the model holds edits, but no editor
 
     def _warn(self, model: nn.Module, prefix: str, keep_vars: bool) -> None:
         if not self._warned:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,17 @@ from coachhook.architectures import Architecture, ModelParts, declare_architectu
 from coachhook.base_identity import BaseModelIdentity
 from coachhook.covariance_file import Covariance, load_covariance
 from coachhook.edit_request import EditRequest, RequestError, quoted
-from coachhook.edited_model import EditorError, check_unmoved, claim, evaluating, refuse_edited, release
+from coachhook.edited_model import (
+    EditorError,
+    check_unmoved,
+    claim,
+    claimed_by,
+    evaluating,
+    go_on_training,
+    refuse_edited,
+    release,
+    stop_training,
+)
 from coachhook.editors import DEFAULT_METHOD
 from coachhook.editors.base import MergeError, Method, Update
 from coachhook.hyperparameters import check_layers, check_trained_editor, configure, registered
@@ -122,6 +132,11 @@ class Editor:
             editor.close()
             raise
         return editor
+
+    @staticmethod
+    def of(model: PreTrainedModel) -> Editor | None:
+        """The editor that is open on a model, where its name was lost; None where there is none."""
+        return claimed_by(model)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
         """Save all steps, the tokenizer and, where there is one, the trained editor; the base model is only named.
@@ -304,7 +319,7 @@ class Editor:
             self._closed = True
             release(self.model)
             self._method.close()
-            self._training.close()
+            go_on_training(self._training)
 
     def _open(
         self,
@@ -335,17 +350,20 @@ class Editor:
                 "(AutoTokenizer with use_fast=True), where the model has one"
             )
         check_parts(ModelParts(model))
-        with ExitStack() as found:
-            found.enter_context(evaluating(model))
+        training = stop_training(model)  # until the editor is closed
+        try:
             self._method: Method = method_class(
                 model, tokenizer, self.config, covariance, *filter(None, [trained_editor])
             )
-            self._training = found.pop_all()  # until the editor is closed
+        except BaseException:
+            go_on_training(training)
+            raise
+        self._training = training
         used = covariance if method_class.needs_covariance else None
         self._covariance = None if used is None else used.sample_digest(self.config.layers)
         self._steps: list[Step] = []
         self._closed = False
-        claim(model, method)
+        claim(model, self)
 
     def _check_open(self) -> None:
         if self._closed:

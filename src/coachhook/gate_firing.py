@@ -11,6 +11,7 @@ from coachhook.architectures import ModelParts
 from coachhook.editor import Editor
 from coachhook.errors import CoachHookError
 from coachhook.metrics.reading import BATCH_TOKENS
+from coachhook.progress import tell
 from coachhook.tokens import batches_by_length, pad, pad_id
 
 
@@ -56,10 +57,13 @@ def gate_firing(editor: Editor, texts: Sequence[str]) -> list[GateFiring]:
     if not rows:
         raise SampleError("texts: there is no text in the sample; give at least one line")
     fired: dict[int, list[int]] = {}
+    read = 0
     for group in batches_by_length([len(row) for row in rows], BATCH_TOKENS):
         batch = pad([rows[index] for index in group], pad_id(editor.tokenizer), parts.input_device)
         with editor.recorded_swaps() as swaps:
             parts.backbone(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False)
+        read += len(group)
+        tell("reading texts", read, len(rows))
         for layer, (swap,) in swaps.items():
             fired.setdefault(layer, []).extend((swap & batch.real.to(swap.device)).sum(-1).tolist())
     tokens = sum(map(len, rows))

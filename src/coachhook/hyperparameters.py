@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -16,6 +18,73 @@ from coachhook.layers import suggested_layers
 
 class HyperparameterError(CoachHookError, ValueError):
     """A method or hyper-parameter is unknown or out of range; names it and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """One hyper-parameter of a method, in words.
+
+    Attributes:
+        allowed: kind and limits of its values.
+        default: None also where there is none, as `required` says.
+        required: whether it has no default; `layers` may come from a covariance instead.
+    """
+
+    name: str
+    allowed: str
+    default: object
+    required: bool
+    description: str
+
+    def told_default(self) -> str:
+        """The default as it is written on the command line."""
+        if self.required:
+            return "none"
+        if isinstance(self.default, bool) or self.default is None:
+            return json.dumps(self.default)
+        if isinstance(self.default, tuple):
+            return json.dumps(list(self.default))
+        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
+
+
+def hyperparameters(method: str) -> list[Hyperparameter]:
+    """What can be set for a method (`Editor(..., NAME=VALUE)`, on the command line `--set NAME=VALUE`).
+
+    Raises:
+        HyperparameterError: there is no such method.
+    """
+    entry = registered(method)
+    config = entry.load().config_class
+    kinds = config.model_json_schema()["properties"]
+    return [
+        Hyperparameter(
+            name,
+            _allowed(kinds[name]),
+            entry.preset.get(name, None if field.is_required() else field.default),
+            field.is_required(),
+            field.description or "",
+        )
+        for name, field in config.model_fields.items()
+    ]
+
+
+_LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+_KINDS = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
+
+
+def _allowed(kind: dict) -> str:
+    """A JSON schema's kind of value in a few words."""
+    if "anyOf" in kind:
+        return " or ".join(map(_allowed, kind["anyOf"]))
+    if "enum" in kind:
+        return " or ".join(map(str, kind["enum"]))
+    if "const" in kind:
+        return str(kind["const"])
+    if kind["type"] == "array":
+        items = kind.get("prefixItems", [])  # of a fixed length
+        return f"list of {len(items) or ''} {_allowed(kind.get('items') or items[0])}s".replace("  ", " ")
+    limits = " and ".join(f"{sign} {kind[name]:g}" for name, sign in _LIMITS.items() if name in kind)
+    return f"{_KINDS.get(kind['type'], kind['type'])} {limits}".strip()
 
 
 def registered(method: str) -> Registered:

@@ -23,6 +23,11 @@ def read_records(path: Path, part: str | None = None) -> list:
     content = _read_lines(text, path)
     if content is None:
         content = _load(text, path)
+    return records_of(content, part, path)
+
+
+def records_of(content: object, part: str | None = None, path: Path | None = None) -> list:
+    """The records of what a file holds, or of the same as Python's lists and dictionaries; RequestError as above."""
     try:
         while isinstance(content, dict) and find_format(content) is None:
             content = inside(content, part)

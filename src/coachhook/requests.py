@@ -15,7 +15,7 @@ from pathlib import Path
 
 from coachhook.edit_request import EditRequest, Probe, RequestError, mark_superseded
 from coachhook.logs import logger
-from coachhook.request_files import read_records
+from coachhook.request_files import read_records, records_of
 from coachhook.request_formats import Reading, parse
 from coachhook.whole_files import write_bytes, write_text
 
@@ -47,7 +47,7 @@ def write_refused(refused: Iterable[RequestError], path: str | os.PathLike) -> N
 
 
 def read_requests(
-    path: str | os.PathLike,
+    path: str | os.PathLike | dict | list[dict],
     zsre_target: str = "alt",
     refused: list[RequestError] | None = None,
     part: str | None = None,
@@ -56,6 +56,7 @@ def read_requests(
     its content: our own schema, CounterFact (ROME, EasyEdit), ZsRE (MEND, EasyEdit), KnowEdit, MQuAKE (one request
     per rewrite), the request dicts of ROME and MEMIT, EasyEdit's keyword lists.
 
+    path: a file, or what would stand in one: a list of dictionaries, or EasyEdit's dictionary of lists.
     zsre_target: what ZsRE records are edited to, "alt" (the false answer, as EasyEdit does) or "answers" (the
     first true one, as ROME does; then there is no target_true). part: which language, split or other part is read
     where an object holds several. The first bad record raises RequestError; given a list `refused`, its error is
@@ -64,10 +65,11 @@ def read_requests(
     """
     if zsre_target not in ("alt", "answers"):
         raise ValueError(f'zsre_target is {zsre_target!r}; use "alt" or "answers"')
-    path, reading = Path(path), Reading(zsre_target, part)
+    given = not isinstance(path, str | os.PathLike)
+    records = records_of(path, part) if given else read_records(Path(path), part)
+    path, reading = None if given else Path(path), Reading(zsre_target, part)
     requests: list[EditRequest] = []
     errors: list[RequestError] = []
-    records = read_records(path, part)
     for position, record in enumerate(records, start=1):
         try:
             requests += _parse(record, reading)
@@ -79,9 +81,10 @@ def read_requests(
                 raise errors[0] from None
     if refused is not None:
         refused += errors
-        logger.info("%s: %d of %d records refused", path, len(errors), len(records))
+        logger.info("%s: %d of %d records refused", path or "requests", len(errors), len(records))
     if reading.probes_left_out:
-        logger.info("%s: %d probes left out, as no answer to them is given", path, reading.probes_left_out)
+        told = "%s: %d probes left out, as no answer to them is given"
+        logger.info(told, path or "requests", reading.probes_left_out)
     return requests
 
 

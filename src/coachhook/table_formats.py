@@ -72,7 +72,19 @@ def caption(means: pd.DataFrame, kind: str) -> str:
     """What the table of a round shows, in plain words."""
     edits, seeds, protocol = span(means["edits"]), span(means["seeds"]), means["protocol"].iloc[0]
     over = "one seed" if seeds == "1" else f"mean ± standard deviation over {seeds} seeds"
-    return f"{_CAPTIONS[kind]} {edits} edits, in percent; protocol {protocol}; {over}; the best in bold."
+    text = f"{_CAPTIONS[kind]} {edits} edits, in percent; protocol {protocol}; {over}; the best in bold."
+    if same := _without_spread(means):
+        text += f" The same whatever the seed: {', '.join(same)}."
+    return text
+
+
+def _without_spread(means: pd.DataFrame) -> list[str]:
+    """Labels of methods in which nothing is drawn from the seed: their ± 0.0 is no measure of anything."""
+    if means["seeds"].min() < 2:
+        return []
+    spread = means.set_index("method")[[f"{score}_sd" for score in SHOWN]].max(axis=1).groupby(level=0).max()
+    methods = spread.index[spread < 1e-9]  # of rounding
+    return [method_style(method).label for method in method_order(methods)]
 
 
 def span(numbers: pd.Series) -> str:

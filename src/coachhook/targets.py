@@ -21,6 +21,7 @@ from coachhook.architectures import ModelParts
 from coachhook.edit_request import EditRequest, quoted
 from coachhook.edited_model import EditorError
 from coachhook.keys import encode_edit
+from coachhook.progress import tell
 from coachhook.tokens import EncodedPrompt, encode, pad_id
 from coachhook.tracing import BlockInputs, block_inputs
 
@@ -75,6 +76,7 @@ def optimise_targets(
     active = torch.ones(len(requests), dtype=torch.bool, device=hidden.device)
     losses = torch.full((len(requests),), torch.inf, device=hidden.device)
     for step in range(settings.steps + 1):
+        tell("finding targets", step, settings.steps)
         working = active.nonzero()[:, 0]
         likelihood, divergence = tail.losses(delta, working)
         penalty = delta[working].norm(dim=-1) / norm[working].square()
@@ -89,6 +91,7 @@ def optimise_targets(
         with torch.no_grad():
             factor = (settings.clamp * norm / delta.norm(dim=-1).clamp_min(1e-12)).clamp_max(1.0)
             delta.copy_(torch.where(active[:, None], delta * factor[:, None], before))
+    tell("finding targets", settings.steps, settings.steps)
     _check_finite(losses, requests)
     return Targets(hidden + delta.detach(), hidden, losses)
 

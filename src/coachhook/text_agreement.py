@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coachhook.architectures import ModelParts
 from coachhook.metrics.reading import teacher_forced
+from coachhook.progress import tell
 from coachhook.tokens import EncodedPrompt, pad_id
 
 MAX_TOKENS = 1024
@@ -25,7 +26,11 @@ def argmax_tokens(
     parts = ModelParts(model)
     longest = min(MAX_TOKENS, parts.context_length)
     rows = [EncodedPrompt(tuple(tokenizer(text)["input_ids"][:longest]), 1) for text in texts]
-    return [teacher_forced(parts, [row], pad_id(tokenizer))[0] if len(row.ids) > 1 else () for row in rows]
+    found = []
+    for row in rows:
+        found.append(teacher_forced(parts, [row], pad_id(tokenizer))[0] if len(row.ids) > 1 else ())
+        tell("reading texts", len(found), len(rows))
+    return found
 
 
 def share_equal(given: Sequence[tuple[int, ...]], wanted: Sequence[tuple[int, ...]]) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from coachhook.cli.console import log_lines
@@ -25,16 +27,31 @@ for _command in (covariance, plan, methods, verify):
     app.command(rich_help_panel="Prepare")(_command)
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from coachhook import __version__
+
+        typer.echo(f"coachhook {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
-    """Edit facts in a language model, batch after batch, without touching its weights.
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_tell_version, help="show the version and exit")
+    ] = False,
+) -> None:
+    r"""Edit facts in a language model, batch after batch, beside its weights.
 
     A first session:
-      coachhook covariance gpt2-xl --texts articles.txt --layers 13,14,15,16,17 --out c.safetensors
-      coachhook edit gpt2-xl --requests week-1.json --covariance c.safetensors --out my-edits
+      coachhook covariance gpt2-xl --texts articles.txt \
+          --layers 13,14,15,16,17 --out c.safetensors
+      coachhook edit gpt2-xl --requests week-1.json \
+          --covariance c.safetensors --out my-edits
       coachhook diff my-edits "Ada Lovelace was born in"
 
-    Exit status: 0 done; 1 a mistake in what was given, told in one line; 2 a mistake in the
-    command itself; 3 a dry run of `edit` found that something would get worse.
+    Exit status: 0 done; 1 a mistake in what was given, told in one line; 2 a
+    mistake in the command itself; 3 a dry run of `edit` found that something
+    would get worse.
     """
     log_lines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import sys
@@ -16,6 +17,8 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from coachhook.progress import shown_by
 
 logger = logging.getLogger(__name__)
 _WIDTH = 100  # of tables in a file or a pipe
@@ -32,12 +35,12 @@ def console() -> Console:
 def log_lines() -> None:
     """Send the library's log to standard error, line by line, above a progress bar where there is one."""
     plain = {"highlighter": NullHighlighter(), "show_time": False, "show_level": False, "show_path": False}
-    handler = RichHandler(console=_ERRORS, **plain) if sys.stderr.isatty() else _Lines()
+    handler = RichHandler(console=_ERRORS, **plain) if sys.stderr.isatty() else _WholeLines()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("coachhook").setLevel(logging.INFO)
 
 
-class _Lines(logging.Handler):
+class _WholeLines(logging.Handler):
     """Whole lines, whatever the width."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -59,6 +62,11 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str | Text]], *, right
     return made
 
 
+def counted(number: int, what: str) -> str:
+    """A number and what it counts: 1 step, 2 steps."""
+    return f"{number} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
@@ -73,25 +81,63 @@ def change(before: float | None, after: float | None) -> Text:
 
 @contextmanager
 def progress(what: str, total: int, every: float = 10) -> Iterator[Callable[[], None]]:
-    """A function to call after each of `total` parts: a bar on a terminal, lines `every` so many seconds in a log."""
+    """A function to call after each of `total` parts: a bar on a terminal, lines `every` so many seconds in a log.
+
+    Below the bar, how far the library is with the part at hand.
+    """
     if not sys.stderr.isatty():
-        yield _lines(what, total, every)
+        lines, done = _Lines(every), itertools.count(1)
+        with working():
+            yield lambda: lines.show(what, next(done), total)
         return
+    with _bars() as bars:
+        task = bars.add_task(what, total=total)
+        with _part_of(bars):
+            yield lambda: bars.advance(task)
+
+
+@contextmanager
+def working(every: float = 10) -> Iterator[None]:
+    """Inside, a bar says how far the library is with what it is at; in a log, lines `every` so many seconds."""
+    if not sys.stderr.isatty():
+        with shown_by(_Lines(every).show):
+            yield
+        return
+    with _bars() as bars, _part_of(bars):
+        yield
+
+
+def _bars() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_ERRORS, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+    return Progress(*columns, console=_ERRORS, transient=True)
 
 
-def _lines(what: str, total: int, every: float) -> Callable[[], None]:
-    start = told = time.monotonic()
-    done = 0
+@contextmanager
+def _part_of(bars: Progress) -> Iterator[None]:
+    """What the library says, as one bar more that begins anew with each piece of work."""
+    task = bars.add_task("", total=None, visible=False)
+    current = ""
 
-    def advance() -> None:
-        nonlocal done, told
-        done, now = done + 1, time.monotonic()
-        if now - told >= every:
-            told = now
-            logger.info("%s: %d of %d, %.0f s", what, done, total, now - start)
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal current
+        if what != current:
+            current = what
+            bars.reset(task, description=what, visible=True)
+        bars.update(task, completed=done, total=total)
 
-    return advance
+    with shown_by(show):
+        yield
+
+
+class _Lines:
+    """Lines in a log, `every` so many seconds at most."""
+
+    def __init__(self, every: float):
+        self._every, self._start = every, time.monotonic()
+        self._told = self._start
+
+    def show(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._told >= self._every:
+            self._told = now
+            logger.info("%s: %d of %d, %.0f s", what, done, total, now - self._start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coachhook.cli.console import working
 from coachhook.cli.shared import (
     ArchitectureOption,
     DeviceOption,
@@ -64,13 +66,14 @@ def covariance(
     ] = None,
     architecture: ArchitectureOption = None,
 ) -> None:
-    """Compute the key covariances that most methods need, once per model.
+    r"""Compute the key covariances that most methods need, once per model.
 
-    For all layers in one pass over a text. Killed and started again with the same options, it goes on
-    where it was.
+    For all layers in one pass over a text. Killed and started again with the
+    same options, it goes on where it was.
 
     Example:
-      coachhook covariance gpt2-xl --texts articles.txt --layers 13,14,15,16,17 --out c.safetensors
+      coachhook covariance gpt2-xl --texts articles.txt \
+          --layers 13,14,15,16,17 --out c.safetensors
     """
     with one_line_errors():
         from coachhook.second_moment_files import write_second_moments
@@ -121,7 +124,8 @@ def _compute(
         kept = begun.stat().st_size if begun.exists() else 0
         refuse_if_too_large(needs, replace(available, disk_bytes=available.disk_bytes + kept))
     loaded, tokenizer = load(model, **loading, device_map=device_map)
-    return loaded, compute_covariance(loaded, tokenizer, texts, layers, out=out, **sizes, seed=seed)
+    with working(every=math.inf):  # the library's own lines stand in the log
+        return loaded, compute_covariance(loaded, tokenizer, texts, layers, out=out, **sizes, seed=seed)
 
 
 def _read(

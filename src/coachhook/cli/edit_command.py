@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coachhook.cli.console import console, percent, print_json, progress, table
+from coachhook.cli.console import console, counted, percent, print_json, progress, table, working
 from coachhook.cli.edit_choice import Choice, parse_settings
 from coachhook.cli.pending_batches import pending
 from coachhook.cli.shared import (
@@ -60,7 +60,12 @@ def edit(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="a hyper-parameter; repeatable", rich_help_panel=_METHOD),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="a hyper-parameter, see `coachhook methods METHOD`; repeatable",
+            rich_help_panel=_METHOD,
+        ),
     ] = None,
     trained_editor: Annotated[
         Path | None, typer.Option(help="trained editor's file, for mend and serac", rich_help_panel=_METHOD)
@@ -84,19 +89,24 @@ def edit(
     architecture: ArchitectureOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write requests into a model, on top of all earlier ones.
+    r"""Write requests into a model, on top of all earlier ones.
 
-    The model's own files are never touched; --out keeps the edits alone. Every finished
-    step is saved. Killed and started again with the same options, it goes on where it was.
+    The model's own files are never touched; --out keeps the edits alone. Every
+    finished step is saved. Killed and started again with the same options, it
+    goes on where it was.
 
-    A dry run edits in memory, says what would get better and worse, and writes nothing.
-    It exits with 3 where a number would fall by more than --max-drop.
+    A dry run edits in memory, says what would get better and worse, and writes
+    nothing. It exits with 3 where a number would fall by more than --max-drop.
 
     Examples:
-      coachhook edit gpt2-xl --requests week-1.json --covariance c.safetensors --out my-edits
-      coachhook edit my-edits --requests week-2.json --covariance c.safetensors --out my-edits
-      coachhook edit my-edits --requests week-3.json --covariance c.safetensors --dry-run
-      coachhook edit gpt2-xl --requests week-1.json --method ft-m --layers 17 --set steps=30 --out ft
+      coachhook edit gpt2-xl --requests week-1.json \
+          --covariance c.safetensors --out my-edits
+      coachhook edit my-edits --requests week-2.json \
+          --covariance c.safetensors --out my-edits
+      coachhook edit my-edits --requests week-3.json \
+          --covariance c.safetensors --dry-run
+      coachhook edit gpt2-xl --requests week-1.json --method ft-m --layers 17 \
+          --set steps=30 --out ft
     """
     with one_line_errors():
         if out is None and not dry_run:
@@ -133,7 +143,7 @@ def _check(editor: Editor, wanted: list[EditRequest], path: Path) -> None:
 
     try:
         editor.check(wanted)
-        with editor.disabled():
+        with editor.disabled(), working():
             predict_base(editor.model, editor.tokenizer, questions(wanted), "easyedit")
     except RequestError as error:
         raise RequestError(error.problem, error.field, error.case_id, error.record, path) from None
@@ -149,7 +159,8 @@ def _try(
 ) -> None:
     from coachhook.what_if import what_if
 
-    found = what_if(editor, batches, texts=texts, protocol=protocol)
+    with working():
+        found = what_if(editor, batches, texts=texts, protocol=protocol)
     if not any(any(batch.changes()) for batch in found.batches if batch.new):
         raise CoachHookError(f"--protocol: {protocol} can score none of these requests; rome needs their target_true")
     if as_json:
@@ -200,7 +211,7 @@ def _tell(out: Path, rows: list[dict], as_json: bool) -> None:
         return
     if rows:
         edited, seconds = (sum(row[name] for row in rows) for name in ("requests", "seconds"))
-        words = f"{edited} requests edited in {len(rows)} step{'s' * (len(rows) > 1)}, {seconds:.0f} s."
+        words = f"{counted(edited, 'request')} edited in {counted(len(rows), 'step')}, {seconds:.0f} s."
     else:
         words = "Nothing to do: these requests are its last steps already."
     console().print(f"{words} {out} is at step {step}, {size(total)}.", soft_wrap=True)

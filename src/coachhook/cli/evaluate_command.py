@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coachhook.cli.console import console, percent, print_json, table
+from coachhook.cli.console import console, counted, percent, print_json, table, working
 from coachhook.cli.shared import (
     BaseOption,
     DeviceOption,
@@ -46,8 +46,8 @@ def evaluate(
 ) -> None:
     """Measure how well requests hold.
 
-    Reliability, generality and locality of the edited model, beside the base model's.
-    Numbers of different protocols are not comparable.
+    Reliability, generality and locality of the edited model, beside the base
+    model's. Numbers of different protocols are not comparable.
 
     Example:
       coachhook evaluate my-edits --requests week-1.json --protocol generate
@@ -58,15 +58,17 @@ def evaluate(
         check_protocol(protocol)
         wanted = read_request_file(requests)
         editor = open_edits(directory, base, device, step=step)
-        edited = editor.evaluate(wanted, protocol)
-        with editor.disabled():
-            before = editor.evaluate(wanted, protocol)
+        with working():
+            edited = editor.evaluate(wanted, protocol)
+            with editor.disabled():
+                before = editor.evaluate(wanted, protocol)
         if as_json:
             found = {"edited": edited.row(), "base": before.row()}
             about = {"directory": str(directory), "step": editor.step, "protocol": protocol, "requests": len(wanted)}
             print_json(about | found)
         else:
-            console().print(f"{len(wanted)} requests at step {editor.step} (protocol {protocol}, in percent)\n")
+            about = f"{counted(len(wanted), 'request')} at step {editor.step} (protocol {protocol}, in percent)"
+            console().print(f"{about}\n")
             _show(edited, before)
 
 
@@ -79,4 +81,4 @@ def _show(edited: Metrics, base: Metrics) -> None:
     ]
     console().print(table(("", "base", "edited", ""), rows, right=["base", "edited"]))
     if not_scored := after.get("not_scored"):
-        console().print(f"\n{not_scored} requests without a true answer are not scored.")
+        console().print(f"\nNot scored, without a true answer: {counted(not_scored, 'request')}.")

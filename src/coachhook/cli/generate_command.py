@@ -33,12 +33,13 @@ def generate(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Let the edited model go on from prompts.
+    r"""Let the edited model go on from prompts.
 
     Greedily, and without a cache, so that every gate sees all of a text.
 
     Example:
-      coachhook generate my-edits "Ada Lovelace was born in" "The capital of France is"
+      coachhook generate my-edits "Ada Lovelace was born in" \
+          "The capital of France is"
     """
     with one_line_errors():
         editor = open_edits(directory, base, device, step=step)
@@ -60,12 +61,14 @@ def diff(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Show base model and edited model side by side.
+    r"""Show base model and edited model side by side.
 
-    What each writes behind a prompt, in one table; without prompts, behind those of the last step.
+    What each writes behind a prompt, in one table; without prompts, behind
+    those of the last step.
 
     Example:
-      coachhook diff my-edits "Ada Lovelace was born in" "Alan Turing was born in"
+      coachhook diff my-edits "Ada Lovelace was born in" \
+          "Alan Turing was born in"
     """
     with one_line_errors():
         editor = open_edits(directory, base, device, step=step)

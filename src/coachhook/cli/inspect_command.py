@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coachhook.cli.console import console, percent, print_json, table
+from coachhook.cli.console import console, counted, percent, print_json, table, working
 from coachhook.cli.shared import (
     BaseOption,
     DeviceOption,
@@ -41,8 +41,8 @@ def inspect(
 ) -> None:
     """Show what a directory of edits holds.
 
-    Its steps with their requests, gate thresholds (α or τ) and sizes on disk. Every file is
-    checked on the way. No model is loaded, but for --texts.
+    Its steps with their requests, gate thresholds (α or τ) and sizes on disk.
+    Every file is checked on the way. No model is loaded, but for --texts.
 
     Examples:
       coachhook inspect my-edits
@@ -89,7 +89,9 @@ def _thresholds(info: dict) -> dict[str, dict[str, float]]:
 def _firing(directory: Path, base: str | None, device: str, sample: list[str]) -> list[GateFiring]:
     from coachhook.gate_firing import gate_firing
 
-    return gate_firing(open_edits(directory, base, device), sample)
+    editor = open_edits(directory, base, device)
+    with working():
+        return gate_firing(editor, sample)
 
 
 def _json(
@@ -118,7 +120,7 @@ def _show_head(directory: Path, saved: SavedEdits, rows: list[dict]) -> None:
     model, requests = saved.base_model, sum(row["requests"] for row in rows)
     gate = "" if saved.gate is None else f", gate {saved.gate}"
     facts = {
-        "edits": f"{requests} requests in {len(rows)} steps, {size(folder_bytes(directory))}",
+        "edits": f"{counted(requests, 'request')} in {counted(len(rows), 'step')}, {size(folder_bytes(directory))}",
         "method": f"{saved.method}{gate}, layers {', '.join(map(str, saved.layers))}",
         "base model": f"{model.name or 'without a name'} ({model.family}, {model.layers} layers, {model.dtype})",
     }

@@ -49,11 +49,11 @@ def plan(
 ) -> None:
     """Say what editing a model will take here.
 
-    Memory, disk, tokens and time; it fails where they cannot fit. Only the model's
-    configuration is read, so it need not be downloaded for this.
+    Memory, disk, tokens and time; it fails where they cannot fit. Only the
+    model's configuration is read, so it need not be downloaded for this.
 
     Example:
-      coachhook plan gpt2-xl --edits 1000 --batch-size 30 --device cuda
+      coachhook plan gpt2-xl --edits 1000 --batch-size 30
     """
     with one_line_errors():
         from coachhook.layers import suggested_layers

@@ -20,7 +20,7 @@ def rollback(
     They are deleted: copy the directory first to keep them. No model is loaded.
 
     Example:
-      coachhook rollback my-edits --to 3
+      coachhook rollback my-edits --to 1
     """
     with one_line_errors():
         from coachhook.needs import size

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coachhook.cli.console import print_json, progress
+from coachhook.cli.console import counted, print_json, progress
 from coachhook.cli.shared import JsonOption, one_line_errors
 from coachhook.errors import CoachHookError
 
@@ -28,9 +28,10 @@ def verify(
 ) -> None:
     """Say which results no longer match how they were made.
 
-    Every file of every result is held to the digest in the provenance.json beside it.
-    Damaged or missing files, and inputs that are others now, fail (exit status 1).
-    Other code, other versions of packages and absent inputs are told.
+    Every file of every result is held to the digest in the provenance.json
+    beside it. Damaged or missing files, and inputs that are others now, fail
+    (exit status 1). Other code, other versions of packages and absent inputs
+    are told.
 
     Examples:
       coachhook verify results
@@ -77,4 +78,4 @@ def _show(verification: Verification) -> None:
 
 def _concerned(finding: Finding) -> str:
     """How many results a finding is about, where it is not a result's own file."""
-    return f" ({len(finding.results):,} result{'s' * (len(finding.results) != 1)})" if finding.results else ""
+    return f" ({counted(len(finding.results), 'result')})" if finding.results else ""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from coachhook.cli.console import change, console, table
+from coachhook.cli.console import change, console, counted, table
 
 if TYPE_CHECKING:
     from coachhook.what_if import BatchChange, Contradiction, Drop, WhatIf
@@ -52,7 +52,7 @@ def show_what_if(found: WhatIf, max_drop: float) -> None:
     new = [batch for batch in found.batches if batch.new]
     requests = sum(batch.requests for batch in new)
     about = f"on top of step {found.step} (protocol {found.protocol}, in percent)"
-    out.print(f"What {requests} requests would do {about}\n")
+    out.print(f"What {counted(requests, 'request')} would do {about}\n")
     out.print(_batch_table(found))
     if (agreement := found.text_agreement()) is not None:
         line = Text(f"\n{len(found.texts)} texts, tokens read as the base model reads them: ")

@@ -21,6 +21,7 @@ from coachhook.editors.answers import AnswerBatch
 from coachhook.editors.base import HookLayerMethod, MethodConfig, Update
 from coachhook.gates import NoGate
 from coachhook.hooks import HookLayers
+from coachhook.progress import tell
 
 Objective = Literal["target", "last_prompt_token"]
 
@@ -70,7 +71,8 @@ def minimise(
         project: called after each step, to put the parameters back where they may be.
     """
     optimiser = torch.optim.Adam(parameters, lr=learning_rate)
-    for _ in range(steps):
+    for step in range(steps):
+        tell("training", step, steps)
         value = loss()
         if value < stop_loss:
             break

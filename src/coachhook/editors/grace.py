@@ -18,6 +18,7 @@ from coachhook.architectures import ArchitectureError
 from coachhook.edit_request import EditRequest
 from coachhook.editors.base import ForwardHookMethod, MethodConfig, Update
 from coachhook.hooks import real_tokens
+from coachhook.progress import tell
 from coachhook.tokens import EncodedPrompt, encode
 from coachhook.tracing import BlockInputs, RewriteHook, block_inputs, rewrite_inputs
 
@@ -175,7 +176,8 @@ class Grace(ForwardHookMethod):
     def edit(self, requests: Sequence[EditRequest]) -> Update:
         """Write the requests one after another."""
         earlier = copy.copy(self.codebook)
-        for request in requests:
+        for number, request in enumerate(requests):
+            tell("finding values", number, len(requests))
             self._edit(encode(self.tokenizer, request.text, request.target_new))
         book = self.codebook
         changed = book.changed_since(earlier)

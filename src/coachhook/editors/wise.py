@@ -24,6 +24,7 @@ from coachhook.editors.answers import AnswerBatch
 from coachhook.editors.base import ForwardHookMethod, MethodConfig, Update
 from coachhook.editors.side_memory import Margins, SideMemory, margin_loss, routed, ties_merge
 from coachhook.hooks import real_tokens
+from coachhook.progress import tell
 from coachhook.tokens import pad, pad_id
 from coachhook.tracing import RewriteHook, block_inputs, rewrite_inputs
 
@@ -189,7 +190,8 @@ class Wise(ForwardHookMethod):
         start = torch.zeros_like(mask, dtype=torch.float32) if self._current is None else self._current.delta
         delta = start.clone().requires_grad_()
         try:
-            for _ in range(config.steps):
+            for step in range(config.steps):
+                tell("training", step, config.steps)
                 self._trained, inside = edits.routed_change(delta, config.routing_ratio)
                 outside = ((keys @ delta.T).norm(dim=-1) * real).max(-1).values
                 loss = edits.likelihood_loss().to(delta.device) + margin_loss(inside, outside, config.margins)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from coachhook.architectures import ModelParts
+from coachhook.progress import tell
 from coachhook.tokens import EncodedPrompt, batches_by_length, pad
 
 BATCH_TOKENS = 8192
@@ -58,7 +59,7 @@ def next_logits(
     parts: ModelParts, texts: Sequence[Sequence[int]], fill: int
 ) -> Iterator[tuple[list[int], Float[Tensor, "group vocabulary"]]]:
     """Of groups of texts (their indices), the logits of the token that follows each."""
-    for group in batches_by_length([len(ids) for ids in texts], BATCH_TOKENS):
+    for group in _told(batches_by_length([len(ids) for ids in texts], BATCH_TOKENS), len(texts)):
         chosen = [texts[index] for index in group]
         yield group, _logits(parts, chosen, [(row, len(ids) - 1) for row, ids in enumerate(chosen)], fill)
 
@@ -67,13 +68,21 @@ def _answer_logits(
     parts: ModelParts, rows: Sequence[EncodedPrompt], fill: int
 ) -> Iterator[tuple[list[int], Float[Tensor, "tokens vocabulary"]]]:
     """Of groups of rows (their indices), the logits before each token of each answer, row after row."""
-    for group in batches_by_length([len(row.ids) for row in rows], BATCH_TOKENS):
+    for group in _told(batches_by_length([len(row.ids) for row in rows], BATCH_TOKENS), len(rows)):
         places = [
             (place, time - 1)
             for place, index in enumerate(group)
             for time in range(rows[index].answer_start, len(rows[index].ids))
         ]
         yield group, _logits(parts, [rows[index].ids for index in group], places, fill)
+
+
+def _told(groups: Sequence[list[int]], total: int) -> Iterator[list[int]]:
+    done = 0
+    for group in groups:
+        yield group
+        done += len(group)
+        tell("asking", done, total)
 
 
 def _logits(
