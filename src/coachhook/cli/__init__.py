@@ -41,7 +41,7 @@ def main(
         bool, typer.Option("--version", is_eager=True, callback=_tell_version, help="show the version and exit")
     ] = False,
 ) -> None:
-    r"""Edit facts in a language model, batch after batch, beside its weights.
+    r"""Edit facts in a language model, batch after batch.
 
     A first session:
       coachhook covariance gpt2-xl --texts articles.txt \
