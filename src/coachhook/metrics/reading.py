@@ -78,6 +78,7 @@ def _answer_logits(
 
 
 def _told(groups: Sequence[list[int]], total: int) -> Iterator[list[int]]:
+    """The same groups; what was done with one is told before the next."""
     done = 0
     for group in groups:
         yield group
