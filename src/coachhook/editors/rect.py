@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from coachhook.changes import Change, kept_change, row_blocks
+from coachhook.changes import Change, add_in_order, kept_change
 from coachhook.editors.locate import MemitConfig, MemitSolve
 
 
@@ -33,7 +33,7 @@ class Rect(MemitSolve):
     def _step(self, layer: int, keys: Float[Tensor, "m u"], residuals: Float[Tensor, "d u"]) -> dict[str, Tensor]:
         step = super()._step(layer, keys, residuals)
         weight = self.parts.base_weight(layer).float().to(self.hooks[layer].device) + self.hooks[layer].dense()
-        change = torch.cat([kept_change(step)(rows) for rows in row_blocks(len(weight))])
+        change = add_in_order(torch.zeros_like(weight), [kept_change(step)])
         kept = largest_changes(change, weight, self.config.kept_share)
         if "delta" in step:
             return {"delta": torch.where(kept, change, 0.0)}
@@ -57,12 +57,13 @@ def _pack(kept: Bool[Tensor, "d m"]) -> UInt8[Tensor, " bytes"]:
 
 
 def _masked(change: Change, packed: UInt8[Tensor, " bytes"]) -> Change:
-    def rows_kept(rows: slice) -> Float[Tensor, "rows m"]:
-        whole = change(rows)
-        first = rows.start * whole.shape[1] // 8  # a whole number: blocks of rows start at multiples of 8
-        return torch.where(_unpack(packed[first:], whole), whole, 0.0)
+    def add(block: Float[Tensor, "rows m"], rows: slice) -> None:
+        first = rows.start * block.shape[1] // 8  # a whole number: blocks of rows start at multiples of 8
+        whole = torch.zeros_like(block)
+        change(whole, rows)
+        block += torch.where(_unpack(packed[first:], whole), whole, 0.0)
 
-    return rows_kept
+    return add
 
 
 def _unpack(packed: UInt8[Tensor, " bytes"], like: Float[Tensor, "rows m"]) -> Bool[Tensor, "rows m"]:

@@ -79,4 +79,7 @@ class Rome(LocateThenEdit):
 
 
 def _outer(left: Float[Tensor, " d"], right: Float[Tensor, " m"]) -> Change:
-    return lambda rows: torch.outer(left[rows], right)
+    def add(block: Float[Tensor, "rows m"], rows: slice) -> None:
+        block += torch.outer(left[rows], right)
+
+    return add
