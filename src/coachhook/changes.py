@@ -34,7 +34,7 @@ def product(left: Float[Tensor, "d u"], right: Float[Tensor, "m u"]) -> Change:
     """left · rightᵀ."""
 
     def add(block: Float[Tensor, "rows m"], rows: slice) -> None:
-        block.addmm_(left[rows], right.T)  # half the time of a product of its own that is then added
+        block.addmm_(left[rows], right.T)  # quicker than a product of its own that is then added
 
     return add
 
